@@ -1,0 +1,175 @@
+"""`anomaly3d compare`: from a grid to a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from anomaly3d.compare.grid import Method, Run, Setting, expand
+from anomaly3d.compare.pictures import draw_heatmaps
+from anomaly3d.errors import InputError
+from anomaly3d.report.comparison import comparison_tables, write_comparison
+
+
+def compare(
+    methods: dict[str, Method],
+    output: Path,
+    settings: list[Setting] | None = None,
+    seeds: list[int] | None = None,
+    overrides: dict[str, Any] | None = None,
+    jobs: int = 1,
+) -> None:
+    """Train and test every method in every setting; write the table and a picture of heat maps.
+
+    Each run has a process and a folder of its own. Started again after a kill, finished runs are kept and a
+    broken one goes on from its last epoch.
+
+    Args:
+        methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it.
+        output: folder of the results: `comparison.md`, `.csv`, `heatmaps.png`, and `runs/`.
+        settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
+        seeds: one run per seed; default [0].
+        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
+        jobs: runs at a time; the cores are shared among them.
+
+    Raises:
+        InputError: a recipe is missing, the data can't be read, or a run failed (with its log's last lines).
+    """
+    runs = list(grid(methods, output, settings or ["unified", "per-category"], seeds or [0], overrides or {}))
+    waiting = [run for run in runs if not finished(run)]
+    console = Console()
+    console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
+    execute_all(waiting, jobs)
+    rows, lines = collect(runs)
+    for table in comparison_tables(rows, lines):
+        console.print(table.console())
+    written = [*write_comparison(rows, output, lines), draw_heatmaps(runs, output / "heatmaps.png")]
+    console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
+
+
+def grid(
+    methods: dict[str, Method], output: Path, settings: list[Setting], seeds: list[int], overrides: dict[str, Any]
+) -> Iterator[Run]:
+    """The runs; asks the first recipe's data module for the categories."""
+    from anomaly3d.lit.cli import DataCLI
+
+    for name, method in methods.items():
+        if not method.config.is_file():
+            raise InputError(f"{method.config}: no such recipe (method '{name}')")
+    first = next(iter(methods.values()), None)
+    if first is None:
+        raise InputError("methods: none given; name at least one, e.g. --methods.SeDiR.config FILE")
+    probe = Run("", "unified", 0, (), first.config, {**overrides, **first.overrides}, output)
+    asked = [argument for argument in probe.arguments if not argument.startswith("--data.categories=[]")]
+    data = DataCLI(asked).datamodule
+    data.setup("fit")
+    return expand(methods, settings, seeds, data.category_names, overrides, output)
+
+
+def finished(run: Run) -> bool:
+    """Whether the run's record is there and belongs to exactly these settings."""
+    record = run.folder / "record.json"
+    return record.exists() and json.loads(record.read_text())["fingerprint"] == run.fingerprint
+
+
+def execute_all(runs: list[Run], jobs: int) -> None:
+    """Run the waiting part of a grid, `jobs` at a time; the first failure ends it."""
+    waiting, running = list(runs), dict[Run, subprocess.Popen[bytes]]()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        overall = progress.add_task("runs", total=len(runs))
+        bars: dict[Run, Any] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    running[run] = start(run, jobs)
+                    bars[run] = progress.add_task(run.name, total=None)
+                time.sleep(0.2)
+                for run, process in list(running.items()):
+                    show_progress(progress, bars[run], run)
+                    if process.poll() is None:
+                        continue
+                    del running[run]
+                    progress.remove_task(bars.pop(run))
+                    progress.advance(overall)
+                    if process.returncode != 0:
+                        raise InputError(failure(run))
+        finally:
+            for process in running.values():
+                process.kill()
+
+
+def start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
+    """Start a run in a process of its own, its output in `log.txt`."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = run.folder / "fingerprint"
+    if not fingerprint.exists() or fingerprint.read_text() != run.fingerprint:
+        # A checkpoint of other settings must not be gone on from.
+        (run.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        fingerprint.write_text(run.fingerprint)
+    (run.folder / "progress.json").unlink(missing_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with (run.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "anomaly3d.compare.worker", str(run.folder), run.fingerprint, *run.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+
+
+def show_progress(progress: Progress, bar: Any, run: Run) -> None:
+    """Epochs of one running training."""
+    file = run.folder / "progress.json"
+    if file.exists():
+        state = json.loads(file.read_text())
+        progress.update(bar, completed=state["epoch"], total=state["epochs"])
+
+
+def failure(run: Run) -> str:
+    """What to say of a run that failed: the last lines of its log."""
+    log = run.folder / "log.txt"
+    tail = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-8:])
+    return f"the run '{run.name}' failed; the end of {log}:\n{tail}"
+
+
+def collect(runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
+    """Rows, one per run and category, with metrics in [0, 1]; and lines that say where they come from."""
+    records = [json.loads((run.folder / "record.json").read_text()) for run in runs]
+    rows = [
+        {"method": run.method, "setting": run.setting, "seed": run.seed, **result}
+        | {name: record[name] for name in ("dataset", "protocol")}
+        for run, record in zip(runs, records, strict=True)
+        for result in record["results"]
+    ]
+    return pd.DataFrame(rows), provenance_lines(runs, records)
+
+
+def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str]:
+    """Backbone, commit, machine and seconds of a comparison; how to see the rest."""
+    lines = []
+    for method in dict.fromkeys(run.method for run in runs):
+        mine = [record for run, record in zip(runs, records, strict=True) if run.method == method]
+        hashes = ", ".join(sorted({str(record["backbone_sha256"])[:12] for record in mine}))
+        train, test = (sum(record[f"{part}_seconds"] for record in mine) for part in ("train", "test"))
+        lines.append(
+            f"{method}: {len(mine)} runs, {train:.0f} s of training, {test:.0f} s of testing, backbone sha256 {hashes}."
+        )
+    last = records[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    return [
+        *lines,
+        f"Commit {last['git_commit']}; {last['device']}; {versions}. Every run's record: runs/**/record.json.",
+    ]

@@ -1,0 +1,90 @@
+"""A grid of runs: methods x settings x seeds, and per category one run each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Setting = Literal["unified", "per-category"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Args:
+        config: recipe, as for `anomaly3d fit --config`.
+        overrides: values that differ from the recipe, by dotted key, e.g. `{model.lr: 0.001}`.
+    """
+
+    config: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and test of the grid."""
+
+    method: str
+    setting: Setting
+    seed: int
+    categories: tuple[str, ...]
+    config: Path
+    overrides: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the progress bar shows."""
+        which = self.setting if self.setting == "unified" else self.categories[0]
+        return f"{self.method}, {which}, seed {self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Command-line arguments of the run, in the form of `anomaly3d fit`."""
+        values = {
+            **self.overrides,
+            "seed_everything": self.seed,
+            "data.categories": list(self.categories),
+        }
+        return [f"--config={self.config}", *(f"--{key}={_text(value)}" for key, value in values.items())]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
+        content = json.dumps([self.config.read_text(), self.arguments])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def expand(
+    methods: Mapping[str, Method],
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    categories: Sequence[str],
+    overrides: Mapping[str, Any],
+    output: Path,
+) -> Iterator[Run]:
+    """All runs of a grid, in the order of the table."""
+    for name, method in methods.items():
+        for setting in settings:
+            groups = [tuple(categories)] if setting == "unified" else [(c,) for c in categories]
+            for group in groups:
+                for seed in seeds:
+                    leaf = "all" if setting == "unified" else group[0]
+                    yield Run(
+                        method=name,
+                        setting=setting,
+                        seed=seed,
+                        categories=group,
+                        config=method.config,
+                        overrides={**overrides, **method.overrides},
+                        folder=output / "runs" / name / setting / leaf / f"seed{seed}",
+                    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,74 @@
+"""One run of a grid in a process of its own: `python -m anomaly3d.compare.worker FOLDER FINGERPRINT ARGUMENT...`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.errors import InputError
+from anomaly3d.lit.callbacks import PointScores
+from anomaly3d.lit.cli import AnomalyCLI
+from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.report.files import write_text
+
+
+class Progress(Callback):
+    """Tells the parent how far the training is, in `progress.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "progress.json"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After every epoch."""
+        write_text(self.file, json.dumps({"epoch": trainer.current_epoch + 1, "epochs": trainer.max_epochs}))
+
+
+def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
+    """Train (or go on training), test, and write `record.json`, in that order."""
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": str(folder), "name": "", "version": "log"},
+    }
+    cli = AnomalyCLI(
+        [
+            *arguments,
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
+            f"--trainer.logger={json.dumps([logger])}",
+            f"--checkpoint.dirpath={folder / 'checkpoints'}",
+        ],
+        callbacks=[Progress(folder), PointScores()],
+        run=False,
+    )
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    assert isinstance(module, AnomalyModule)
+    assert isinstance(data, PointCloudDataModule)
+    last = folder / "checkpoints" / "last.ckpt"
+    started = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None)
+    trained = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    tested = time.perf_counter()
+    record = json.loads((folder / "log" / "test" / "record.json").read_text())
+    record |= {
+        "fingerprint": fingerprint,
+        "dataset": data.root.name,
+        "command": shlex.join(["anomaly3d", "fit", *arguments]),
+        "train_seconds": round(trained - started, 1),
+        "test_seconds": round(tested - trained, 1),
+    }
+    write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    except InputError as error:
+        sys.exit(f"anomaly3d: {error}")

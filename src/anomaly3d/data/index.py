@@ -1,0 +1,139 @@
+"""What one cloud of a data set is, and what the layouts share to find clouds in folders."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from anomaly3d.errors import InputError
+
+Split = Literal["train", "test"]
+Categories = Literal["all"] | list[str]
+UNKNOWN = -1
+"""Label of a cloud whose truth nobody has told."""
+
+_COPY_SUFFIX = re.compile(r"(_(cut|copy))+$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CloudRecord:
+    """One cloud of a data set: where it lies and what is known about it.
+
+    `label` is 0 for a normal cloud, 1 for an anomalous one and -1 where it is unknown. `defect` is "good" for a
+    normal cloud. `mask_path` is the point-level truth of an anomalous cloud. `source` names the scan a cloud derives
+    from: clouds of one source are not independent, so statistics resample sources. `name` identifies the cloud
+    within its category and split (the file's stem unless a layout has to say more).
+    """
+
+    path: Path
+    category: str
+    split: Split
+    label: int
+    defect: str
+    mask_path: Path | None
+    source: str
+    name: str = ""
+
+    @property
+    def sample_id(self) -> str:
+        """Unique within a data set."""
+        return f"{self.category}/{self.split}/{self.name or self.path.stem}"
+
+
+def without_copy_suffix(stem: str) -> str:
+    """`64_bulge_cut` and `64_bulge_copy` derive from the scan `64_bulge`."""
+    return _COPY_SUFFIX.sub("", stem)
+
+
+def child_folder(folder: Path, *names: str) -> Path | None:
+    """First of `folder`'s sub-folders that has one of the names, in any case (`GT` and `gt`)."""
+    if not folder.is_dir():
+        return None
+    children = {child.name.lower(): child for child in sorted(folder.iterdir(), reverse=True) if child.is_dir()}
+    return next((children[name] for name in names if name in children), None)
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """Sub-folders in sorted order, without hidden ones and those that archive tools leave behind."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__")))
+
+
+def cloud_files(folder: Path | None, suffixes: Collection[str], recursive: bool = False) -> list[Path]:
+    """Files with one of the suffixes (lower case, with dot), in sorted order, without hidden ones (`._x.pcd`)."""
+    if folder is None:
+        return []
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        path for path in found if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def is_category(folder: Path) -> bool:
+    """Whether a folder looks like one category: it has a `train` or a `test` folder."""
+    return child_folder(folder, "train", "test") is not None
+
+
+def find_root(root: str | Path, nested: Sequence[str] = ()) -> Path:
+    """The folder whose sub-folders are the categories, given that folder or one from which `nested` leads there.
+
+    Raises InputError if `root` does not exist, is one category, or holds none.
+    """
+    root = Path(root).expanduser()
+    if root.is_file():
+        raise InputError(f"{root}: a file, not a folder. Unpack the archive and set `root` to the unpacked folder.")
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder. Set `root` to where the data set lies.")
+    for folder in (root, *(root / name for name in nested)):
+        if folder.is_dir() and any(is_category(child) for child in sub_folders(folder)):
+            return folder
+    if is_category(root):
+        folder = root.resolve()
+        raise InputError(
+            f"{root}: one category, not the data set. Set `root` to {folder.parent} and `categories` to "
+            f"[{folder.name}]."
+        )
+    seen = ", ".join(child.name for child in sorted(root.iterdir())[:8]) or "nothing"
+    raise InputError(
+        f"{root}: no category folder with `train` or `test` in it (found: {seen}). Set `root` to the folder that "
+        f"holds the categories."
+    )
+
+
+def category_folders(root: Path) -> dict[str, Path]:
+    """Folder of each category under `root`."""
+    return {folder.name: folder for folder in sub_folders(root) if is_category(folder)}
+
+
+def choose_categories(known: Collection[str], wanted: Categories, where: str | Path) -> list[str]:
+    """The wanted categories in sorted order, or InputError with the known ones."""
+    if wanted == "all":
+        return sorted(known)
+    if not wanted:
+        raise InputError("categories: an empty list. Name categories, or set it to `all`.")
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise InputError(
+            f"categories: {', '.join(unknown)} not in {where}. Known categories: {', '.join(sorted(known))}."
+        )
+    return sorted(set(wanted))
+
+
+def find_mask(folder: Path | None, stem: str, suffixes: Sequence[str]) -> Path | None:
+    """The ground-truth file of a cloud, if there is one."""
+    if folder is None:
+        return None
+    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+
+
+def require_unique(records: Iterable[CloudRecord]) -> None:
+    """Raise InputError if two records have one sample id: predictions could not be told apart."""
+    records = list(records)
+    counts = Counter(record.sample_id for record in records)
+    for record in records:
+        if counts[record.sample_id] > 1:
+            twins = ", ".join(str(other.path) for other in records if other.sample_id == record.sample_id)
+            raise InputError(f"{twins}: one sample id ({record.sample_id}) for several files. Rename or remove one.")

@@ -1,0 +1,110 @@
+"""Reading clouds: one float64 array in the file's order and units, then finite points, then centred float32.
+
+Centring comes before the cast: coordinates of a million with detail of a millimetre (a surveyor's grid) keep the detail
+where the file has it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from anomaly3d.data.pcd import read_pcd, write_pcd
+from anomaly3d.data.text_table import read_table, refuse_empty
+from anomaly3d.errors import InputError
+
+__all__ = ["CLOUD_SUFFIXES", "MESH_SUFFIXES", "centred", "finite_rows", "read_cloud", "read_points", "write_pcd"]
+
+MESH_SUFFIXES = (".ply", ".obj", ".stl")
+_TEXT_SUFFIXES = (".xyz", ".txt")
+CLOUD_SUFFIXES = (".pcd", *MESH_SUFFIXES, *_TEXT_SUFFIXES, ".npy")
+
+
+def read_cloud(
+    path: str | Path, strict: bool = False, mesh_points: int = 50_000, mesh_seed: int = 0
+) -> Float32[np.ndarray, "N 3"]:
+    """Points of a cloud in the file's order, centred on their mean.
+
+    Non-finite points are dropped with a warning that counts them, or refused if `strict`; what remains keeps its order,
+    so scores are reported for the remaining points. A mesh is sampled: see `read_points`.
+    Raises InputError for a file that cannot be read or holds no finite point.
+    """
+    path = Path(path)
+    points = read_points(path, mesh_points, mesh_seed)
+    return centred(points[finite_rows(points, path, strict)])
+
+
+def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0) -> Float[np.ndarray, "N 3"]:
+    """Points as the file has them: float64, file units and order, not centred, non-finite ones included.
+
+    Suffixes: .pcd, .ply, .obj, .stl, .xyz, .txt (columns x y z, more are ignored) and .npy. Of a mesh
+    `mesh_points` are drawn uniformly from the surface, always the same ones for one `mesh_seed`.
+    """
+    path = Path(path)
+    refuse_empty(path)
+    suffix = path.suffix.lower()
+    if suffix == ".pcd":
+        points = read_pcd(path)
+    elif suffix in MESH_SUFFIXES:
+        points = _read_geometry(path, mesh_points, mesh_seed)
+    elif suffix in _TEXT_SUFFIXES:
+        points = read_table(path)
+    elif suffix == ".npy":
+        points = read_array(path)
+    else:
+        raise InputError(f"{path}: clouds are read from {', '.join(CLOUD_SUFFIXES)}; convert the file to one of them.")
+    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
+        raise InputError(f"{path}: an array of shape {points.shape}; x, y and z columns are needed.")
+    return points[:, :3].astype(np.float64)
+
+
+def finite_rows(points: Float[np.ndarray, "N 3"], path: Path, strict: bool) -> Bool[np.ndarray, " N"]:
+    """Which points are finite, with a warning (an InputError if `strict`) when some are not."""
+    finite = np.asarray(np.isfinite(points).all(axis=1))
+    lost = len(points) - int(finite.sum())
+    if lost == len(points):
+        raise InputError(f"{path}: none of its {lost} points is finite. Export the cloud again.")
+    if lost:
+        message = f"{path}: {lost} of {len(points)} points are not finite"
+        if strict:
+            raise InputError(f"{message}. Remove them, or set `strict_io` to false to have them dropped.")
+        warnings.warn(f"{message} and were dropped; scores follow the others in the file's order.", stacklevel=2)
+    return finite
+
+
+def centred(points: Float[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+    """Subtract the mean in float64, then cast to float32."""
+    return (points - points.mean(axis=0, dtype=np.float64)).astype(np.float32)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A numeric .npy array."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a .npy file of numbers ({error}). Write it with numpy.save.") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: an array of {array.dtype}; numbers are needed.")
+    return array
+
+
+def _read_geometry(path: Path, mesh_points: int, mesh_seed: int) -> Float[np.ndarray, "N 3"]:
+    import trimesh
+
+    try:
+        geometry = trimesh.load(path, process=False)
+        if isinstance(geometry, trimesh.Scene):
+            geometry = trimesh.load(path, process=False, force="mesh")
+        points = np.asarray(geometry.vertices)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # trimesh's parsers raise whatever the broken file makes them stumble over
+        raise InputError(f"{path}: trimesh cannot read it ({error}). Export the file again.") from error
+    if len(points) == 0:
+        raise InputError(f"{path}: no points in it. Export the file again.")
+    if not isinstance(geometry, trimesh.Trimesh) or len(geometry.faces) == 0:
+        return points
+    if not np.isfinite(points).all() or not geometry.area > 0:
+        raise InputError(f"{path}: a mesh without area, or with vertices that are not finite. Repair it.")
+    return trimesh.sample.sample_surface(geometry, mesh_points, seed=mesh_seed)[0]

@@ -1,0 +1,78 @@
+"""Index of the layouts whose test clouds say in their stems what they are.
+
+    <root>/<category>/{train,test}/<stem>.pcd      <root>/<category>/GT/<stem>.txt
+
+Label, defect and source come from the stem, never from the path: a data set under `/tmp` or `good/` is like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from anomaly3d.data.index import (
+    Categories,
+    CloudRecord,
+    Split,
+    category_folders,
+    child_folder,
+    choose_categories,
+    cloud_files,
+    find_mask,
+    find_root,
+)
+from anomaly3d.errors import InputError
+
+StemParser = Callable[[str], tuple[str, str]]
+"""Stem of a cloud -> (defect or "good", source)."""
+
+_SUFFIXES = (".pcd", ".ply")
+
+
+def index_by_stem(
+    root: str | Path,
+    nested: Sequence[str],
+    parse_stem: StemParser,
+    known_defects: Collection[str],
+    splits: Sequence[Split],
+    categories: Categories,
+) -> list[CloudRecord]:
+    """Records of the asked splits, sorted by category and name; other splits' folders are not opened.
+
+    A kind of cloud that is not known counts as a defect if the cloud has ground truth. Raises InputError for a
+    missing folder, an unknown category, a defective cloud without ground truth or among the training clouds.
+    """
+    root = find_root(root, nested)
+    folders = category_folders(root)
+    return [
+        _record(path, category, split, child_folder(folders[category], "gt"), parse_stem(path.stem), known_defects)
+        for category in choose_categories(folders, categories, root)
+        for split in splits
+        for path in cloud_files(child_folder(folders[category], split), _SUFFIXES)
+    ]
+
+
+def _record(
+    path: Path,
+    category: str,
+    split: Split,
+    truth: Path | None,
+    parsed: tuple[str, str],
+    known_defects: Collection[str],
+) -> CloudRecord:
+    defect, source = parsed
+    if split == "train":
+        if defect in known_defects:
+            raise InputError(f"{path}: a defective cloud (`{defect}`) among the training clouds. Move it to test.")
+        # Templates are numbered apart from test scans, so the whole stem names the source.
+        return CloudRecord(path, category, split, 0, "good", None, f"{category}/{path.stem}")
+    if defect == "good":
+        return CloudRecord(path, category, split, 0, defect, None, f"{category}/{source}")
+    mask_path = find_mask(truth, path.stem, (".txt",))
+    if mask_path is None:
+        expected = (truth or path.parent.parent / "GT") / f"{path.stem}.txt"
+        raise InputError(
+            f"{path}: `{defect}` in its name says it is defective, but its ground truth {expected} is missing. Add it; "
+            f"or rename the cloud if it is normal."
+        )
+    return CloudRecord(path, category, split, 1, defect, mask_path, f"{category}/{source}")

@@ -1,0 +1,1 @@
+"""Lightning around the detectors: module, callbacks and command line."""

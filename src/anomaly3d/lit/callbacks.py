@@ -1,0 +1,191 @@
+"""What a run leaves behind: the result table, point scores for pictures, and predictions."""
+
+from __future__ import annotations
+
+import json
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.data.index import CloudRecord
+from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.lit.record import provenance
+from anomaly3d.report.files import write_text
+from anomaly3d.report.tables import evaluation_table, write_evaluation
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+class ResultTable(Callback):
+    """Prints the table of a test or validation run; writes it to the log folder with the record of the run.
+
+    `metrics.csv` and `metrics.md` hold the table, `record.json` everything `provenance` knows.
+    """
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report the test clouds."""
+        self._report(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report the validation clouds, when they are the verb and not a pause in training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(trainer, pl_module, "validation")
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
+        assert isinstance(module, AnomalyModule)
+        if not trainer.is_global_zero or module.result is None:
+            return
+        record = {"split": split, **provenance(module.detector)}
+        shown = {
+            name: record[name] for name in ("method", "split", "protocol", "seed", "backbone_sha256", "git_commit")
+        }
+        Console().print(evaluation_table(module.result, shown).console())
+        if trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir) / split
+        csv, _ = write_evaluation(module.result, shown, folder)
+        # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
+        record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
+        write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
+        print(f"written: {csv}, metrics.md and record.json beside it")
+
+
+class PointScores(Callback):
+    """Keeps the point scores of a few defective test clouds per category, for pictures.
+
+    Each is `<log folder>/point_scores/<category>.<stem>.npz` with xyz (N, 3), mask (N,), scores (N,) and object_score.
+
+    Args:
+        per_category: clouds to keep; the first of each defect kind come first.
+    """
+
+    def __init__(self, per_category: int = 2) -> None:
+        self.per_category = per_category
+        self.chosen: set[str] = set()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose the clouds from the index, without regard to any score."""
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, PointCloudDataModule)
+        self.chosen = {
+            sample_id
+            for position, category in enumerate(data.category_names)
+            for sample_id in choose(
+                [r for r in data.records("test") if r.category == category], self.per_category, position
+            )
+        }
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: PointCloudBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the chosen clouds of this batch."""
+        assert isinstance(outputs, AnomalyPrediction)
+        if trainer.log_dir is None or batch.mask is None or self.chosen.isdisjoint(batch.sample_id):
+            return
+        folder = Path(trainer.log_dir) / "point_scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = zip(
+            batch.sample_id,
+            batch.clouds(),
+            batch.split(batch.mask),
+            batch.split(outputs.point_scores),
+            outputs.object_scores,
+            strict=True,
+        )
+        for name, xyz, mask, scores, object_score in columns:
+            if name in self.chosen:
+                np.savez_compressed(
+                    folder / f"{file_stem(name)}.npz",
+                    sample_id=name,
+                    xyz=xyz.cpu().numpy(),
+                    mask=mask.cpu().numpy(),
+                    scores=scores.float().cpu().numpy(),
+                    object_score=float(object_score),
+                )
+
+
+class PredictionFiles(Callback):
+    """Writes what `predict` found: `predictions/objects.csv`, and per cloud its scores (.npy) and a coloured .ply.
+
+    Row i of a `.npy` is the score of point i of the original file.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget an earlier run."""
+        self.rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: PointCloudBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the clouds of this batch."""
+        from anomaly3d.report.coloured_clouds import save_coloured_ply
+
+        assert isinstance(outputs, AnomalyPrediction)
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        per_point = batch.split(outputs.point_scores)
+        for name, xyz, scores, score in zip(
+            batch.sample_id, batch.clouds(), per_point, outputs.object_scores, strict=True
+        ):
+            target = folder / f"{file_stem(name)}.npy"
+            np.save(target, scores.float().cpu().numpy())
+            save_coloured_ply(target.with_suffix(".ply"), xyz.cpu().numpy(), scores.float().cpu().numpy())
+            self.rows.append({"sample_id": name, "object_score": float(score), "point_scores": target.name})
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the table of object scores, most anomalous first."""
+        if not self.rows:
+            return
+        folder = self._folder(trainer)
+        rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
+        table = folder / f"objects{rank}.csv"
+        pd.DataFrame(self.rows).sort_values("object_score", ascending=False).to_csv(table, index=False)
+        print(f"written: {table}, with point scores and coloured clouds beside it")
+
+    @staticmethod
+    def _folder(trainer: L.Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+
+
+def choose(records: list[CloudRecord], count: int, turn: int) -> list[str]:
+    """Sample ids of `count` defective clouds, of as many kinds of defect as there are.
+
+    `turn` rotates the kinds, so that the categories of a picture show different ones.
+    """
+    kinds: dict[str, list[str]] = {}
+    for record in records:
+        if record.label:
+            kinds.setdefault(record.defect, []).append(record.sample_id)
+    columns = [kinds[kind] for kind in sorted(kinds)]
+    if columns:
+        first = turn * count % len(columns)
+        columns = columns[first:] + columns[:first]
+    rows = zip_longest(*columns)
+    return [sample_id for row in rows for sample_id in row if sample_id is not None][:count]
+
+
+def file_stem(sample_id: str) -> str:
+    """A file name for a sample: its id with the folders joined by dots."""
+    return sample_id.replace("/", ".")

@@ -1,0 +1,110 @@
+"""LightningCLI on OmegaConf: recipes in YAML, every value open to the command line."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.errors import InputError
+from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
+from anomaly3d.lit.module import AnomalyModule
+
+
+class AnomalyCLI(LightningCLI):
+    """LightningCLI for `AnomalyModule` and our data modules.
+
+    `omegaconf+` resolves `${...}` once, after all files and the command line are merged, so that an override is
+    followed by whatever refers to it (`omegaconf` resolves per file and leaves such users stale).
+    """
+
+    def __init__(self, args: list[str], callbacks: Sequence[Callback] = (), **kwargs: Any) -> None:
+        quieten()
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        super().__init__(
+            AnomalyModule,
+            PointCloudDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,  # the schedule is the module's: its settings are plain config keys
+            save_config_kwargs={"overwrite": True},  # a resumed run writes into its own folder again
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d"},
+            trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), *callbacks]},
+            args=args,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The checkpoint of the last epoch, and defaults that every recipe shares."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                # The protocol scores the last checkpoint; one file, replaced as a whole after every epoch.
+                "checkpoint.filename": "last",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": True,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.log_every_n_steps": 10,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Look at the checkpoint first: a wrong path should not cost the time to read the data."""
+        super().parse_arguments(parser, args)
+        verb = self.config.get("subcommand")
+        config = self.config[verb] if verb else self.config
+        if verb in ("test", "validate"):
+            config["verbose"] = False  # our table says it better
+        path = config.get("ckpt_path")
+        if path is not None and path not in ("best", "last", "hpc"):
+            check_checkpoint(Path(path))
+
+
+class DataCLI(AnomalyCLI):
+    """Builds only the data module of a recipe: to ask which categories there are."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, run=False)
+
+    def instantiate_classes(self) -> None:
+        """The data module alone."""
+        self.datamodule = self.parser.instantiate_classes(self.config)["data"]
+
+
+def run(args: list[str]) -> None:
+    """Run one of Lightning's verbs, `args[0]`."""
+    AnomalyCLI(args)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise InputError unless `path` is a checkpoint that loads with weights only."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def quieten() -> None:
+    """Silence what no user can act on; errors and our own warnings stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*args parameter is intended to run from within Python.*",
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*module\\(s\\) in eval mode.*",  # the frozen backbone's
+        "The dirpath has changed.*",  # a test run has a folder of its own
+    ):
+        warnings.filterwarnings("ignore", message=message)

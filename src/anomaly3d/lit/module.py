@@ -1,0 +1,181 @@
+"""The one LightningModule: any detector, its optimizer, and the evaluator around it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import lightning as L
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.errors import InputError
+from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
+from anomaly3d.models.base import Detector
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+class AnomalyModule(L.LightningModule):
+    """Trains and evaluates a detector.
+
+    AdamW with linear warm-up and cosine decay to zero, stepped every batch. Training ends with the last
+    checkpoint; nothing is chosen on test data.
+
+    Args:
+        detector: the model; frozen parameters are left out of the optimizer.
+        lr: peak learning rate [paper, both: 1e-4].
+        weight_decay: of AdamW, on every trained parameter [Mamba3dAD: 1e-2; SeDiR: inferred 1e-4].
+        betas: of AdamW [Mamba3dAD].
+        warmup_epochs: length of the warm-up [Mamba3dAD: 2; SeDiR: none].
+        warmup_lr: learning rate at which the warm-up starts [Mamba3dAD].
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_epochs: float = 0,
+        warmup_lr: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_epochs = warmup_epochs
+        self.warmup_lr = warmup_lr
+        self.evaluator: Evaluator | None = None
+        self.result: EvaluationResult | None = None
+
+    # -- life cycle --------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Tell the detector the training categories; a checkpoint that is loaded afterwards brings its own."""
+        if not self.detector.categories:
+            self.detector.configure(self._data.category_names)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trained, warm-up and cosine per step."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        epochs = max(1, self.trainer.max_epochs or 1)
+        warmup = round(total * min(1.0, self.warmup_epochs / epochs))
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total, self.warmup_lr / self.lr))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
+        """The detector's loss; every term of it is logged."""
+        terms = self.detector.loss(batch)
+        self.log_dict(
+            {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}, batch_size=len(batch)
+        )
+        self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
+        return terms["loss"]
+
+    # -- evaluation --------------------------------------------------------------------------------------------
+
+    def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        """Scores from the clouds alone: the truth is removed first."""
+        return self.detector.score(batch.without_truth())
+
+    def on_validation_epoch_start(self) -> None:
+        """A fresh evaluator."""
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """A fresh evaluator."""
+        self._start_evaluation()
+
+    def validation_step(self, batch: PointCloudBatch, batch_idx: int) -> None:
+        """Score a batch of the validation split (training clouds with synthetic defects)."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PointCloudBatch, batch_idx: int) -> AnomalyPrediction:
+        """Score a batch of test clouds."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: PointCloudBatch, batch_idx: int) -> AnomalyPrediction:
+        """Score clouds of unknown truth."""
+        return self.score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the macro means of the validation split."""
+        self._finish_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the macro means of the test split."""
+        self._finish_evaluation("test")
+
+    def _start_evaluation(self) -> None:
+        self.evaluator = Evaluator(self._data.category_names, self.detector.categories).to(self.device)
+
+    def _evaluate(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        assert self.evaluator is not None
+        prediction = self.score(batch)
+        self.evaluator.update(prediction, batch)
+        return prediction
+
+    def _finish_evaluation(self, stage: str) -> None:
+        assert self.evaluator is not None
+        self.result = self.evaluator.compute()
+        self.log_dict({f"{stage}/{name}": value for name, value in self.result.mean.items() if not math.isnan(value)})
+        self.evaluator = None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down which detector this is and which categories it was trained on."""
+        checkpoint["anomaly3d"] = {
+            "detector": type(self.detector).__name__,
+            "categories": list(self.detector.categories),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rebuild the layers that depend on the training categories.
+
+        Raises:
+            InputError: the checkpoint is of another detector, or of this one with other settings.
+        """
+        ours = type(self.detector).__name__
+        path = self.trainer.ckpt_path
+        made_by = checkpoint.get("anomaly3d")
+        if made_by is None:
+            raise InputError(
+                f"{path}: not written by anomaly3d; give a checkpoint of {ours} that `anomaly3d fit` made"
+            )
+        if made_by["detector"] != ours:
+            raise InputError(
+                f"{path}: holds a {made_by['detector']}, but the configuration builds a {ours}; "
+                "give the configuration it was trained with"
+            )
+        self.detector.configure(made_by["categories"])
+        expected, found = self.state_dict(), checkpoint["state_dict"]
+        wrong = [k for k in expected if k not in found or found[k].shape != expected[k].shape]
+        wrong += [k for k in found if k not in expected]
+        if wrong:
+            raise InputError(
+                f"{path}: a {ours} with other settings ({len(wrong)} weights differ, the first: {wrong[0]}); "
+                "give the configuration it was trained with (config.yaml in its log folder)"
+            )
+
+    @property
+    def _data(self) -> PointCloudDataModule:
+        return cast(PointCloudDataModule, self.trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def warmup_cosine(step: int, warmup: int, total: int, start: float) -> float:
+    """Factor of the peak learning rate at a step.
+
+    Linear from `start` to 1 over `warmup` steps, then half a cosine to 0 at `total` (Mamba3dAD, training section).
+    """
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

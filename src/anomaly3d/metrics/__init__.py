@@ -1,0 +1,1 @@
+"""Detection metrics: a functional part, torchmetrics classes, and the evaluator."""

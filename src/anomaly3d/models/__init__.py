@@ -1,0 +1,1 @@
+"""Detectors in pure torch: no Lightning, no data set, no metric."""

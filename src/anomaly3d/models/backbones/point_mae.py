@@ -1,0 +1,194 @@
+"""Point-MAE (Pang et al., ECCV 2022): the frozen token encoder of both papers.
+
+Module names follow the published checkpoints, so that their keys load without a translation table:
+`encoder.*` (mini-PointNet), `pos_embed.*`, `blocks.blocks.*`, `norm.*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+Size = Literal["base", "point_bert", "small", "tiny"]
+
+
+class Architecture(NamedTuple):
+    """Sizes of a Point-MAE encoder."""
+
+    width: int
+    depth: int
+    heads: int
+    point_widths: tuple[int, int, int, int]  # layers of the mini-PointNet; a last one unlike `width` is projected
+
+
+ARCHITECTURES: dict[Size, Architecture] = {
+    "base": Architecture(384, 12, 6, (128, 256, 512, 384)),  # every published Point-MAE checkpoint
+    "point_bert": Architecture(384, 12, 6, (128, 256, 512, 256)),
+    "small": Architecture(192, 6, 6, (64, 128, 256, 192)),
+    "tiny": Architecture(96, 4, 4, (32, 64, 128, 96)),
+}
+
+
+class GroupEncoder(nn.Module):
+    """Mini-PointNet: one token for the points of a patch, independent of their order.
+
+    Two point-wise layers, the patch's maximum joined to every point, two more layers, maximum again. Layers are
+    `Linear` on points (the published ones are 1x1 convolutions: the same numbers, slower on a CPU).
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        first, second, third, fourth = widths
+        self.first_conv = nn.Sequential(
+            nn.Linear(3, first), nn.BatchNorm1d(first), nn.ReLU(inplace=True), nn.Linear(first, second)
+        )
+        self.second_conv = nn.Sequential(
+            nn.Linear(2 * second, third), nn.BatchNorm1d(third), nn.ReLU(inplace=True), nn.Linear(third, fourth)
+        )
+
+    def forward(self, points: Float[Tensor, "n K 3"]) -> Float[Tensor, "n width"]:
+        """Tokens of n patches of K points, each patch centred."""
+        n, size, _ = points.shape
+        local = self.first_conv(points.flatten(0, 1)).unflatten(0, (n, size))
+        pooled = local.amax(dim=1, keepdim=True).expand(-1, size, -1)
+        joined = self.second_conv(torch.cat([pooled, local], dim=-1).flatten(0, 1))
+        return joined.unflatten(0, (n, size)).amax(dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, queries, keys and values without bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B G D"]) -> Float[Tensor, "B G D"]:
+        """Attend within each cloud."""
+        q, k, v = rearrange(self.qkv(x), "b g (three h d) -> three b h g d", three=3, h=self.heads)
+        return self.proj(rearrange(scaled_dot_product_attention(q, k, v), "b h g d -> b g (h d)"))
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU, four times as wide in between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Token-wise."""
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Float[Tensor, "B G D"]) -> Float[Tensor, "B G D"]:
+        """One block."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Blocks(nn.Module):
+    """The stack of blocks; a module of its own because the published keys read `blocks.blocks.i`."""
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+
+
+class PointMAE(nn.Module):
+    """The encoder of Point-MAE: patches to tokens.
+
+    Args:
+        size: `base` is the published network (12 blocks of width 384), `point_bert` the same behind a narrower
+            mini-PointNet, `small` 6 blocks of 192, `tiny` 4 of 96.
+    """
+
+    # Points per pass of the mini-PointNet: its widest activation stays near the cache's size instead of
+    # 1024 x 512 points x 512 channels (1 GiB).
+    chunk_points = 16_384
+
+    def __init__(self, size: Size = "base") -> None:
+        super().__init__()
+        self.size: Size = size
+        architecture = ARCHITECTURES[size]
+        self.width, self.depth = architecture.width, architecture.depth
+        self.encoder = GroupEncoder(architecture.point_widths)
+        token_width = architecture.point_widths[-1]
+        self.reduce_dim = nn.Identity() if token_width == self.width else nn.Linear(token_width, self.width)
+        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, self.width))
+        self.blocks = Blocks(self.width, self.depth, architecture.heads)
+        self.norm = nn.LayerNorm(self.width)
+
+    def forward(
+        self,
+        points: Float[Tensor, "B G K 3"],
+        centres: Float[Tensor, "B G 3"],
+        blocks: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "B G D"]]:
+        """Tokens after each of `blocks` (1-based; default: the last), every one through the final LayerNorm.
+
+        Blocks behind the last one asked for are not computed. The position embedding is added before every block.
+        """
+        wanted = [self.depth] if blocks is None else list(blocks)
+        if not wanted or min(wanted) < 1 or max(wanted) > self.depth:
+            raise ValueError(f"blocks {wanted}: Point-MAE '{self.size}' has blocks 1 to {self.depth}")
+        tokens = self.embed(points)
+        position = self.pos_embed(centres)
+        collected: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks.blocks[: max(wanted)], start=1):
+            tokens = block(tokens + position)
+            if number in wanted:
+                collected[number] = self.norm(tokens)
+        return [collected[number] for number in wanted]
+
+    def embed(self, points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B G D"]:
+        """Patch tokens before the transformer."""
+        batch, _, size, _ = points.shape
+        flat = points.flatten(0, 1)
+        if self.training:  # batch statistics are over all patches
+            tokens = self.encoder(flat)
+        else:
+            step = max(1, self.chunk_points // size)
+            tokens = torch.cat([self.encoder(part) for part in flat.split(step)])
+        return self.reduce_dim(tokens).unflatten(0, (batch, -1))
+
+
+class FrozenPointMAE(PointMAE):
+    """A Point-MAE that never learns: no gradient, evaluation mode always."""
+
+    def __init__(self, size: Size = "base") -> None:
+        super().__init__(size)
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever the parent does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        points: Float[Tensor, "B G K 3"],
+        centres: Float[Tensor, "B G 3"],
+        blocks: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "B G D"]]:
+        """As `PointMAE.forward`, without a graph."""
+        return super().forward(points, centres, blocks)

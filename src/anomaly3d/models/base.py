@@ -1,0 +1,37 @@
+"""What every detector is: a torch module that gives a loss to train on and scores to test with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+class Detector(nn.Module, ABC):
+    """Base of all detectors. Pure torch: no Lightning, no data set, no metric.
+
+    Subclasses take their settings as keyword arguments (each one a config key) and build what depends on the
+    training categories in `configure`.
+    """
+
+    categories: tuple[str, ...] = ()
+    protocol: str = "strict"
+    """`strict`, or `paper` where a detector makes its paper's literal choices; stands beside every result."""
+
+    def configure(self, categories: Sequence[str]) -> None:
+        """Learn the names of the training categories; called once, before the optimizer is made.
+
+        Layers whose size is the number of categories are built here. `batch.category` in `loss` indexes this list.
+        """
+        self.categories = tuple(categories)
+
+    @abstractmethod
+    def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
+        """Named scalar loss terms of a training batch; `"loss"` is the one to minimise, the others are logged."""
+
+    @abstractmethod
+    def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        """Scores for every point of every cloud; `batch` comes without truth. Deterministic."""

@@ -1,0 +1,118 @@
+"""From clouds to overlapping patches: voxel filter, unit sphere, farthest-point centres, nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomaly3d.errors import InputError
+from anomaly3d.ops.canonical import canonical_order
+from anomaly3d.ops.fps import farthest_point_sampling
+from anomaly3d.ops.grouping import gather_points
+from anomaly3d.ops.knn import knn
+from anomaly3d.ops.voxel import voxel_filter
+from anomaly3d.types import PatchGroups, PointCloudBatch
+
+
+@dataclass(frozen=True)
+class FramedClouds:
+    """Clouds in the model's frame (zero mean, unit radius) with what leads back to file units."""
+
+    clouds: tuple[Float[Tensor, "N 3"], ...]
+    centroid: Float[Tensor, "B 3"]
+    radius: Float[Tensor, " B"]
+    sample_id: tuple[str, ...]
+
+
+class PatchSampler(nn.Module):
+    """Cuts every cloud of a batch into `num_groups` patches of `group_size` points.
+
+    Args:
+        num_groups: patches per cloud (G).
+        group_size: points per patch (K), the centre included.
+        voxel_size: edge of the voxel filter in file units; None leaves every point.
+        canonical: put points in lexicographic order and start the farthest-point sampling at the point farthest
+            from the mean, so that nothing depends on the order of the points in the file (`strict`). False keeps
+            the file's order and starts at its first point, as the published code bases do (`paper`).
+        pad: repeat a patch's centre where a cloud has fewer than `group_size` points. Exact for max-pooling
+            encoders; otherwise such a cloud is an error.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        group_size: int,
+        voxel_size: float | None = None,
+        canonical: bool = True,
+        pad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.group_size = group_size
+        self.voxel_size = voxel_size
+        self.canonical = canonical
+        self.pad = pad
+
+    def forward(self, batch: PointCloudBatch) -> PatchGroups:
+        """Patches of the batch's clouds; raises InputError for a cloud with too few or coincident points."""
+        return self.group(self.frame(batch))
+
+    @torch.no_grad()
+    def frame(self, batch: PointCloudBatch) -> FramedClouds:
+        """Voxel-filter the clouds and scale them into the unit sphere."""
+        clouds, centroids, radii = [], [], []
+        for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
+            if self.canonical:
+                # First of all: then even the sums below add in one order, whatever the file's.
+                cloud = cloud[canonical_order(cloud)]
+            if self.voxel_size is not None:
+                cloud = voxel_filter(cloud, self.voxel_size)
+            self._check_size(len(cloud), name)
+            centroid = cloud.double().mean(dim=0).float()
+            radius = (cloud - centroid).norm(dim=1).max()
+            if not radius > 0:
+                raise InputError(f"{name}: all points coincide, so the cloud has no scale; remove it from the data set")
+            clouds.append((cloud - centroid) / radius)
+            centroids.append(centroid)
+            radii.append(radius)
+        return FramedClouds(tuple(clouds), torch.stack(centroids), torch.stack(radii), batch.sample_id)
+
+    @torch.no_grad()
+    def group(self, framed: FramedClouds) -> PatchGroups:
+        """Centres by farthest-point sampling, patches by nearest neighbours, for clouds already in the frame."""
+        centres, points, index = [], [], []
+        for cloud, name in zip(framed.clouds, framed.sample_id, strict=True):
+            self._check_size(len(cloud), name)
+            one = cloud[None]
+            start = None if self.canonical else torch.zeros(1, dtype=torch.long, device=cloud.device)
+            centre = gather_points(one, farthest_point_sampling(one, self.num_groups, start))
+            _, neighbours = knn(centre, one, min(self.group_size, len(cloud)))
+            missing = self.group_size - neighbours.shape[-1]
+            if missing:
+                nearest = neighbours[..., :1].expand(-1, -1, missing)
+                neighbours = torch.cat([neighbours, nearest], dim=-1)
+            centres.append(centre)
+            points.append(gather_points(one, neighbours) - centre[:, :, None])
+            index.append(neighbours)
+        return PatchGroups(
+            centres=torch.cat(centres),
+            points=torch.cat(points),
+            index=torch.cat(index),
+            cloud=framed.clouds,
+            centroid=framed.centroid,
+            radius=framed.radius,
+        )
+
+    def _check_size(self, size: int, name: str) -> None:
+        needed = self.num_groups if self.pad else max(self.num_groups, self.group_size)
+        if size >= needed:
+            return
+        filtered = "" if self.voxel_size is None else f" after the voxel filter of {self.voxel_size}"
+        raise InputError(
+            f"{name}: {size} points{filtered}, but {self.num_groups} patches of {self.group_size} points need at "
+            f"least {needed}; lower the detector's number of groups or neighbours"
+            + ("" if self.voxel_size is None else " or its voxel_size (it is in the units of the file)")
+        )

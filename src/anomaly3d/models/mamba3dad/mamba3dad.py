@@ -1,0 +1,196 @@
+"""Mamba3dAD: Multi-Scale Token Fusion with Mamba Adapters for Efficient 3D Industrial Defect Detection.
+
+patches -> frozen Point-MAE tokens of L layers -> GSAS: sorted slots -> LTI adapter -> LayerNorm
+-> (training: noise on a few slots) -> discriminator: a logit per slot -> patches -> points
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from anomaly3d.errors import InputError
+from anomaly3d.models.backbones.point_mae import Size
+from anomaly3d.models.backbones.weights import frozen_point_mae
+from anomaly3d.models.base import Detector
+from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.mamba3dad.adapter import LTIAdapter
+from anomaly3d.models.mamba3dad.augment import Augmentation
+from anomaly3d.models.mamba3dad.discriminator import Discriminator
+from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
+from anomaly3d.models.mamba3dad.gsas import GSAS, SortedTokens
+from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
+from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
+from anomaly3d.models.mamba3dad.voxel_median import ball_median
+from anomaly3d.ops.grouping import interpolate
+from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
+
+
+class Mamba3dAD(Detector):
+    """The Mamba3dAD detector.
+
+    Lengths are in units of the cloud's radius, but `voxel_size` is in the units of the files.
+
+    Args:
+        backbone_size: Point-MAE architecture; the published checkpoints are `base`. [inferred]
+        backbone_weights: path of a checkpoint, or `random`. [ours]
+        blocks: the transformer blocks whose tokens are used; None takes six spread evenly up to the last, or all where
+            there are fewer: 2, 4, ..., 12 of 12. [inferred]
+        num_groups: patches per cloud (M). [paper]
+        group_size: points per patch; a smaller cloud gives all its points to each. 256 saves memory. [paper]
+        voxel_size: edge of the voxel filter: 0.001 for Anomaly-ShapeNet, 0.5 (mm) for Real3D-AD, None for no filter.
+            [paper]
+        canonical: put points in canonical order first, so that nothing depends on the file's. [ours]
+        yaw: augmentation: rotate by any angle about `yaw_axis`. [paper]
+        yaw_axis: the axis that points up in the files. [inferred]
+        jitter: augmentation: noise on each coordinate. [paper]
+        jitter_clip: in standard deviations. [paper]
+        scale: augmentation: relative change of size. [paper]
+        dropout_points: augmentation: largest share of points left out. [paper]
+        translation: augmentation: largest shift along each axis. [paper]
+        slots: S. [paper]
+        descriptor_width: d_a. [paper]
+        graph_neighbours: neighbours of a centre in the descriptor graph, itself included. [inferred]
+        tau: Sinkhorn temperature. [paper]
+        sinkhorn_iterations: K_sink. [paper]
+        query_scale: standard deviation of the initial slot queries. [ours]
+        state: width of the adapter's state. [paper]
+        transition: form of the adapter's matrix A. [inferred]
+        state_norm: where the state is normalised. [inferred]
+        state_scale: initial s of A = s * orthogonal. [paper]
+        max_state_norm: limit of A's spectral norm. [paper]
+        noise_probability: share of slots corrupted in training (p). [paper]
+        noise_sigma: standard deviation of the corruption before gamma. [paper]
+        gamma: initial factor of the corruption. [paper]
+        gamma_range: clamp of gamma. [inferred]
+        heads: attention heads of the discriminator. [paper]
+        dropout: in the discriminator. [paper]
+        entropy_weight: of L_ent. [paper]
+        locality_weight: of L_loc. [paper]
+        locality_sigma: sigma_p. [paper]
+        median_voxels: radius, in voxels, of the median filter on point scores (3 in the paper); None for none. [paper]
+
+    Raises:
+        InputError: a setting that does not fit another.
+    """
+
+    def __init__(
+        self,
+        backbone_size: Size = "base",
+        backbone_weights: str = "random",
+        blocks: Sequence[int] | None = None,
+        num_groups: int = 256,
+        group_size: int = 512,
+        voxel_size: float | None = 0.001,
+        canonical: bool = True,
+        yaw: bool = True,
+        yaw_axis: Literal["x", "y", "z"] = "z",
+        jitter: float = 0.005,
+        jitter_clip: float = 2.0,
+        scale: float = 0.05,
+        dropout_points: float = 0.05,
+        translation: float = 0.002,
+        slots: int = 1024,
+        descriptor_width: int = 128,
+        graph_neighbours: int = 8,
+        tau: float = 0.2,
+        sinkhorn_iterations: int = 8,
+        query_scale: float = 1.0,
+        state: int = 256,
+        transition: Literal["rotation", "dense"] = "rotation",
+        state_norm: Literal["readout", "recurrent"] = "readout",
+        state_scale: float = 0.9,
+        max_state_norm: float = 0.95,
+        noise_probability: float = 0.05,
+        noise_sigma: float = 0.05,
+        gamma: float = 0.05,
+        gamma_range: tuple[float, float] = (0.01, 10.0),
+        heads: int = 8,
+        dropout: float = 0.1,
+        entropy_weight: float = 0.01,
+        locality_weight: float = 0.1,
+        locality_sigma: float = 0.05,
+        median_voxels: float | None = None,
+    ) -> None:
+        super().__init__()
+        if median_voxels is not None and voxel_size is None:
+            raise InputError(
+                "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
+            )
+        self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
+        self.augment = Augmentation(
+            yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
+        )
+        self.backbone = frozen_point_mae(backbone_size, backbone_weights)
+        width, depth = self.backbone.width, self.backbone.depth
+        self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
+        self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
+        self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
+        self.norm = nn.LayerNorm(width)
+        self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
+        self.discriminator = Discriminator(width, heads, dropout)
+        self.positive_weight = (1 - noise_probability) / noise_probability
+        self.entropy_weight = entropy_weight
+        self.locality_weight = locality_weight
+        self.locality_sigma = locality_sigma
+        self.median_voxels = median_voxels
+
+    def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
+        """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""
+        framed = self.sampler.frame(batch)
+        framed = replace(framed, clouds=tuple(self.augment(cloud) for cloud in framed.clouds))
+        groups = self.sampler.group(framed)
+        ordered = self._sort(groups)
+        corrupted = self.generator(self._features(ordered))
+        logits = self.discriminator(corrupted.features, ordered.coordinates)
+        bce = binary_cross_entropy_with_logits(
+            logits.float(), corrupted.labels, pos_weight=logits.new_tensor(self.positive_weight, dtype=torch.float32)
+        )
+        entropy = column_entropy(ordered.plan)
+        local = locality(ordered.plan, groups.centres, self.locality_sigma)
+        return {
+            "loss": bce + self.entropy_weight * entropy + self.locality_weight * local,
+            "bce": bce,
+            "entropy": entropy,
+            "locality": local,
+            "gamma": self.generator.gamma.detach(),
+        }
+
+    @torch.no_grad()
+    def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        """Point scores are the logits carried back to every point of the file, an object's score is its largest logit."""
+        groups = self.sampler(batch)
+        ordered = self._sort(groups)
+        logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
+        of_patches = patch_scores(logits, ordered.plan, groups.centres.shape[1])
+        points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
+        return AnomalyPrediction(point_scores=torch.cat(points), object_scores=logits.amax(dim=1))
+
+    def _sort(self, groups: PatchGroups) -> SortedTokens:
+        tokens = self.backbone(groups.points, groups.centres, self.blocks)
+        return self.gsas(torch.stack(tokens, dim=1), groups.centres)
+
+    def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
+        return self.norm(self.adapter(ordered.features))
+
+    def _to_file(
+        self, scores: Float[Tensor, " M"], groups: PatchGroups, b: int, xyz: Float[Tensor, "N 3"]
+    ) -> Float[Tensor, " N"]:
+        cloud = groups.cloud[b]
+        points = point_scores(scores, groups.index[b], groups.centres[b], cloud)
+        if self.median_voxels is not None and self.sampler.voxel_size is not None:
+            radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
+            points = ball_median(cloud, points, radius)
+        return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
+
+
+def spread_blocks(depth: int, most: int = 6) -> tuple[int, ...]:
+    """At most six blocks (1-based) spread evenly over the depth, the last one included."""
+    count = min(depth, most)
+    return tuple(depth * (i + 1) // count for i in range(count))

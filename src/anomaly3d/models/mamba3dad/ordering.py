@@ -1,0 +1,49 @@
+"""The two losses that shape the order: sharp columns, and neighbours in space at neighbouring slots."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from anomaly3d.ops.precision import no_autocast
+
+EPS = 1e-6
+
+
+def row_distribution(plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
+    """The plan with rows that sum to one: where each token goes."""
+    return plan / (plan.sum(dim=-1, keepdim=True) + EPS)
+
+
+def column_entropy(plan: Float[Tensor, "B T S"]) -> Float[Tensor, ""]:
+    """L_ent: mean entropy (nats) of the columns, each a distribution over tokens."""
+    return -(plan * (plan + EPS).log()).sum(dim=1).mean()
+
+
+def expected_slot(plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B T"]:
+    """mu_t, the expected position of each token, slots lying evenly on [0, 1].
+
+    In slot indices the locality loss would start about S^2 times larger and drown the others at the paper's weights.
+    """
+    positions = torch.linspace(0, 1, plan.shape[-1], device=plan.device, dtype=plan.dtype)
+    return row_distribution(plan) @ positions
+
+
+def locality(plan: Float[Tensor, "B T S"], centres: Float[Tensor, "B M 3"], sigma: float = 0.05) -> Float[Tensor, ""]:
+    """L_loc = 1/T sum_{t,t'} exp(-|p_t - p_t'|^2 / sigma^2) (mu_t - mu_t')^2, mean over the batch.
+
+    The L tokens of a patch share its position, so the pairs of two patches i, j, all with the weight w_ij, sum to
+    w_ij L^2 ((m_i - m_j)^2 + v_i + v_j), with m and v mean and (population) variance of mu within a patch: M x M
+    instead of T x T, and no difference of large sums.
+    """
+    with no_autocast(plan):
+        patches = centres.shape[1]
+        mu = rearrange(expected_slot(plan.float()), "b (l m) -> b l m", m=patches)
+        layers = mu.shape[1]
+        mean, variance = mu.mean(dim=1), mu.var(dim=1, correction=0)
+        distance = torch.cdist(centres.float(), centres.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        weight = torch.exp(-(distance**2) / sigma**2)
+        pairs = (mean[:, :, None] - mean[:, None, :]) ** 2 + variance[:, :, None] + variance[:, None, :]
+        return (weight * pairs).sum(dim=(1, 2)).mean() * layers / patches

@@ -1,0 +1,36 @@
+"""From slot logits back to points: slots -> tokens -> patches -> points."""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anomaly3d.models.mamba3dad.ordering import row_distribution
+from anomaly3d.ops.knn import knn
+from anomaly3d.ops.precision import no_autocast
+
+
+def patch_scores(logits: Float[Tensor, "B S"], plan: Float[Tensor, "B T S"], patches: int) -> Float[Tensor, "B M"]:
+    """A token's score is the mean of its slots' logits under the row-normalised plan, a patch's the maximum over layers."""
+    with no_autocast(plan):
+        tokens = einsum(row_distribution(plan), logits.float(), "b t s, b s -> b t")
+    return rearrange(tokens, "b (l m) -> b l m", m=patches).amax(dim=1)
+
+
+def point_scores(
+    scores: Float[Tensor, " M"],
+    index: Int[Tensor, "M K"],
+    centres: Float[Tensor, "M 3"],
+    cloud: Float[Tensor, "N 3"],
+) -> Float[Tensor, " N"]:
+    """The maximum over the patches that hold a point; a point in no patch takes its nearest centre's score."""
+    spread = scores[:, None].expand(index.shape)
+    points = scores.new_full((len(cloud),), -torch.inf)
+    points = points.scatter_reduce(0, index.flatten(), spread.flatten(), reduce="amax")
+    bare = torch.isneginf(points)
+    if bare.any():
+        _, nearest = knn(cloud[bare][None], centres[None], 1)
+        points[bare] = scores[nearest[0, :, 0]]
+    return points

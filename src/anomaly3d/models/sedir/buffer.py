@@ -1,0 +1,82 @@
+"""The memory of past global tokens that a contrastive loss with batch size 1 needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Eviction = Literal["fifo", "balanced"]
+
+
+class ContrastiveBuffer(nn.Module):
+    """At most `size` past (embedding, category) pairs; saved with the checkpoint.
+
+    Under distributed training every rank pushes what all ranks gathered, in the order of the ranks: all hold the
+    same buffer, so the broadcast of buffers from rank zero changes nothing.
+
+    Args:
+        size: entries kept [paper: 64].
+        width: channels of an embedding.
+        eviction: what makes room once full. `fifo` drops the oldest entry [paper]; `balanced` the oldest of the
+            category with most entries, the newcomer's included, so that rare categories keep a positive [ours].
+    """
+
+    embedding: Float[Tensor, "L Z"]
+    category: Int[Tensor, " L"]
+    stamp: Int[Tensor, " L"]
+
+    def __init__(self, size: int, width: int, eviction: Eviction = "fifo") -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"The contrastive buffer needs at least one entry, not {size}.")
+        self.eviction = eviction
+        self.register_buffer("embedding", torch.zeros(size, width))
+        self.register_buffer("category", torch.full((size,), -1))
+        self.register_buffer("stamp", torch.full((size,), -1))  # order of arrival; -1: empty
+
+    def __len__(self) -> int:
+        return int((self.stamp >= 0).sum())
+
+    @torch.no_grad()
+    def push(self, embedding: Float[Tensor, "B Z"], category: Int[Tensor, " B"]) -> None:
+        """Append the pairs of this step, of all ranks. A collective call where a process group is initialised."""
+        embedding, category = gather_ranks(embedding.detach().to(self.embedding.dtype), category)
+        for new_embedding, new_category in zip(embedding, category, strict=True):
+            slot = self._slot(new_category)
+            self.stamp[slot] = self.stamp.max() + 1
+            self.embedding[slot] = new_embedding
+            self.category[slot] = new_category
+
+    def _slot(self, newcomer: Int[Tensor, ""]) -> Int[Tensor, ""]:
+        """Where the newcomer goes: an empty slot (their stamps are the smallest), else the evicted entry's."""
+        if self.eviction == "fifo" or bool((self.stamp < 0).any()):
+            return self.stamp.argmin()
+        count = torch.bincount(torch.cat([self.category, newcomer[None]]))
+        most = count[self.category] == count[self.category].max()
+        return self.stamp.masked_fill(~most, torch.iinfo(self.stamp.dtype).max).argmin()
+
+
+def gather_ranks(embedding: Float[Tensor, "B Z"], category: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+    """The rows of all ranks, rank zero's first; the input itself without distributed training.
+
+    Ranks may hold different numbers of rows (the last batch of an epoch).
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return embedding, category
+    count = torch.tensor([len(embedding)], device=embedding.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    longest = max(int(c) for c in counts)
+
+    def gather(rows: Tensor) -> Tensor:
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+
+    return gather(embedding), gather(category)

@@ -1,0 +1,111 @@
+"""Geometry-guided decoder (GGD): tokens as the cloud's category would have them, with attention drawn to geometry."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class GeometryGuidedAttention(nn.Module):
+    """`softmax(Q K^T / sqrt(d_head) + beta b) V` with one bias per key, the same for all queries and heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"The width ({width}) must be a multiple of the number of heads ({heads}).")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, query: Float[Tensor, "B T W"], memory: Float[Tensor, "B G W"], bias: Float[Tensor, "B G"]
+    ) -> Float[Tensor, "B T W"]:
+        """Attend from every query to the memory; `bias` is already multiplied by beta."""
+        q, k, v = (
+            rearrange(linear(x), "b t (h c) -> b h t c", h=self.heads)
+            for linear, x in ((self.query, query), (self.key, memory), (self.value, memory))
+        )
+        # The bias as one more channel of the keys, met by a one in the queries: the same logits, and no mask, which
+        # would rule out the fused kernels (2.6 times slower with gradients, 4 times without, on a CPU).
+        size = q.shape[-1]
+        channel = rearrange(bias.to(k.dtype) * size**0.5, "b g -> b 1 g 1").expand(-1, self.heads, -1, -1)
+        q, k, v = torch.cat([q, torch.ones_like(q[..., :1])], -1), torch.cat([k, channel], -1), F.pad(v, (0, 1))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=size**-0.5)[..., :size]
+        return self.out(rearrange(mixed, "b h t c -> b t (h c)"))
+
+
+class DecoderLayer(nn.Module):
+    """`a = q + GGAttn(q; encoded)`, `b = a + GGAttn(a; previous)`, output `b + FFN([a; b])`; a norm after each sum.
+
+    Only attention carries the tokens to the output, never a residual: an anomalous token has no direct way through.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attend_encoded = GeometryGuidedAttention(width, heads)
+        self.attend_previous = GeometryGuidedAttention(width, heads)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(2 * width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B G W"],
+        encoded: Float[Tensor, "B G W"],
+        previous: Float[Tensor, "B G W"],
+        bias: Float[Tensor, "B G"],
+    ) -> Float[Tensor, "B G W"]:
+        """One refinement of the reconstructed tokens `previous`."""
+        a = self.norms[0](query + self.dropout(self.attend_encoded(query, encoded, bias)))
+        b = self.norms[1](a + self.dropout(self.attend_previous(a, previous, bias)))
+        return self.norms[2](b + self.dropout(self.feed_forward(torch.cat([a, b], dim=-1))))
+
+
+class GeometryGuidedDecoder(nn.Module):
+    """Decoder layers and the projection back to the frozen tokens' width.
+
+    The query of centre s is `z + PE(s)` in every layer [inferred]: without the position all outputs were equal. The
+    first layer's previous output is the encoded base tokens [inferred].
+
+    Args:
+        token_width: channels of the frozen tokens.
+        width: channels inside the transformer [inferred].
+        depth: layers [paper].
+        heads: attention heads [paper].
+        hidden: channels inside the feed-forward blocks [inferred].
+        dropout: dropout rate of what the layers add and of the feed-forward blocks [inferred].
+    """
+
+    def __init__(
+        self,
+        token_width: int,
+        width: int = 256,
+        depth: int = 4,
+        heads: int = 8,
+        hidden: int = 1024,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout) for _ in range(depth))
+        self.project = nn.Linear(width, token_width)
+
+    def forward(
+        self,
+        z: Float[Tensor, "B W"],
+        position: Float[Tensor, "B G W"],
+        encoded: Float[Tensor, "B G W"],
+        bias: Float[Tensor, "B G"],
+    ) -> Float[Tensor, "B G D"]:
+        """The reconstructed base tokens."""
+        query = z[:, None] + position
+        reconstructed = encoded
+        for layer in self.layers:
+            reconstructed = layer(query, encoded, reconstructed, bias)
+        return self.project(reconstructed)

@@ -1,0 +1,55 @@
+"""Which implementation runs: `auto` picks and says so once, a name that cannot be had is an error."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+
+from anomaly3d.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+INSTALL = {
+    "pointnet2_ops": "pip install --no-build-isolation "
+    "'git+https://github.com/erikwijmans/Pointnet2_PyTorch#subdirectory=pointnet2_ops_lib'",
+}
+"""How to get the optional packages that no wheel index has."""
+
+
+def find_package(name: str) -> ModuleType | None:
+    """The optional package, imported on first use; None where it is not installed or does not import."""
+    # Asking for the specification costs no import, and no CUDA context, where the package is absent.
+    return _try_import(name) if importlib.util.find_spec(name) is not None else None
+
+
+def require_package(name: str, setting: str) -> ModuleType:
+    """The optional package, or an `InputError` that names the setting which asked for it and the install command."""
+    if (module := find_package(name)) is not None:
+        return module
+    state = "installed but does not import" if importlib.util.find_spec(name) is not None else "not installed"
+    raise InputError(f"{setting} needs {name}, which is {state}. Run: {INSTALL.get(name, f'pip install {name}')}")
+
+
+def check_backend(operation: str, backend: str, known: Sequence[str]) -> None:
+    """Raise `InputError` for a backend that the operation does not have."""
+    if backend not in ("auto", *known):
+        raise InputError(f"{operation} has no backend {backend!r}: use auto or one of {', '.join(known)}")
+
+
+@cache
+def log_choice(operation: str, backend: str, device: str) -> None:
+    """Log what `auto` picked, once per operation, backend and device type in a process."""
+    _log.info("%s on %s: backend %s", operation, device, backend)
+
+
+@cache
+def _try_import(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a compiled extension fails in its own ways: ImportError, OSError, RuntimeError
+        _log.warning("%s is installed but does not import, going on without it: %s", name, error)
+        return None

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomaly3d.data.text_table import read_table
+from anomaly3d.errors import InputError
+
+ROWS = np.array([[1.5, -2.0, 3e-3, 0.0], [4.0, 5.25, -6.0, 1.0]])
+
+
+def write(path: Path, delimiter: str, before: str = "", after: str = "") -> Path:
+    lines = [delimiter.join(repr(float(value)) for value in row) for row in ROWS]
+    path.write_text(before + "\n".join(lines) + "\n" + after)
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", ", ", " ", "   ", "\t", ";", "; "])
+@pytest.mark.parametrize("before", ["", "x y z label\n", "x,y,z,label\n", "# comment\n\n", "\ufeff", "\n\n"])
+def test_delimiter_and_header_are_found(tmp_path: Path, delimiter: str, before: str) -> None:
+    path = write(tmp_path / "a.txt", delimiter, before, after="\n\n")
+    np.testing.assert_array_equal(read_table(path), ROWS)
+
+
+def test_delimiter_does_not_come_from_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "Anomaly-ShapeNet" / "GT"
+    folder.mkdir(parents=True)
+    np.testing.assert_array_equal(read_table(write(folder / "a.txt", " ")), ROWS)
+
+
+@given(
+    st.lists(st.lists(st.floats(width=64), min_size=3, max_size=3), min_size=1, max_size=5), st.sampled_from(",; \t")
+)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[list[float]], delimiter: str) -> None:
+    path = tmp_path_factory.mktemp("table") / "a.txt"
+    path.write_text("\n".join(delimiter.join(repr(value) for value in row) for row in rows))
+    np.testing.assert_array_equal(read_table(path), np.array(rows))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "empty file .*7-zip"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("x y z label\n", "no row of numbers"),
+        ("1 2 3 0\n1 2 3\n", "columns changed"),
+        ("1,2,3,0\n1 2 3 0\n", "separated by ','"),
+        ("1 2 3 0\n1,2,3,0\n", "separated by spaces"),
+        ("1,5;2,5;3,5;0\n", "no row of numbers"),
+        ("1 2 3 0\n1 2 x 0\n", "line 1"),
+    ],
+)
+def test_broken_tables_are_named_with_a_reason(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    with pytest.raises(InputError, match=says) as raised:
+        read_table(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_table(tmp_path / "a.txt")

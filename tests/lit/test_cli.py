@@ -1,0 +1,215 @@
+"""The real command, end to end, on a small synthetic data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anomaly3d.__main__ import main
+from anomaly3d.data.io import read_cloud
+from anomaly3d.data.pcd import read_pcd, write_pcd
+
+METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(conf: Path, root: Path, *extra: str) -> Path:
+    """Train; the checkpoint."""
+    main(["fit", "--config", str(conf), "--data.root", str(root), *extra])
+    (checkpoint,) = Path("runs").glob("*/version_0/checkpoints/last.ckpt")
+    return checkpoint
+
+
+def table(version: int, split: str = "test") -> pd.DataFrame:
+    """Metrics that the run wrote."""
+    (file,) = Path("runs").glob(f"*/version_{version}/{split}/metrics.csv")
+    return pd.read_csv(file)
+
+
+@pytest.mark.slow
+def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = fit(conf, parts)
+    common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint)]
+    main(["test", *common])
+    result = table(1)
+    assert result["category"].tolist() == ["flange", "gear"]
+    assert result[METRICS].notna().to_numpy().all()
+    assert result["clouds"].tolist() == [8, 8]
+    assert result["anomalous_clouds"].tolist() == [6, 6]
+    clouds = sorted(parts.glob("*/test/*.pcd"))
+    assert result["points"].to_numpy().sum() == sum(len(read_cloud(c)) for c in clouds)
+    (record_file,) = Path("runs").glob("*/version_1/test/record.json")
+    record = json.loads(record_file.read_text())
+    assert record["protocol"] == "strict"
+    assert record["seed"] == 0
+    assert len(record["backbone_sha256"]) == 64
+    assert "flange" in capsys.readouterr().out
+
+    main(["validate", *common])
+    assert table(2, "validation")["clouds"].tolist() == [2, 2]
+
+    main(["predict", *common, "--data.categories", "[gear]"])
+    (objects_file,) = Path("runs").glob("*/version_3/predictions/objects.csv")
+    objects = pd.read_csv(objects_file)
+    assert len(objects) == 8
+    assert (np.diff(objects["object_score"].to_numpy()) <= 0).all()
+    for _, row in objects.iterrows():
+        scores = np.load(objects_file.parent / str(row["point_scores"]))
+        cloud = parts / f"{row['sample_id']}.pcd"
+        assert scores.shape == (len(read_cloud(cloud)),)
+        assert np.isfinite(scores).all()
+        assert (objects_file.parent / str(row["point_scores"])).with_suffix(".ply").stat().st_size > 15 * len(scores)
+
+
+@pytest.mark.slow
+def test_one_category_is_one_data_setting(conf: Path, parts: Path) -> None:
+    checkpoint = fit(conf, parts, "--data.categories", "[gear]")
+    common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint)]
+    main(["test", *common, "--data.categories", "[gear]"])
+    assert table(1)["category"].tolist() == ["gear"]
+    main(["test", *common])  # the other category too, which this model has never seen
+    both = table(2)
+    assert both["category"].tolist() == ["flange", "gear"]
+    pd.testing.assert_series_equal(both.loc[1, METRICS], table(1).loc[0, METRICS], check_names=False)
+
+
+@pytest.mark.slow
+def test_same_seed_same_bits(conf: Path, parts: Path) -> None:
+    fit(conf, parts)
+    main(["fit", "--config", str(conf), "--data.root", str(parts)])
+    main(["fit", "--config", str(conf), "--data.root", str(parts), "--seed_everything", "1"])
+    states = [
+        torch.load(next(Path("runs").glob(f"*/version_{i}/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
+        for i in range(3)
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+@pytest.mark.slow
+def test_strict_scores_ignore_the_order_of_points(conf: Path, parts: Path) -> None:
+    checkpoint = fit(conf, parts)
+    shuffled = Path("shuffled")
+    shutil.copytree(parts, shuffled)
+    generator = np.random.default_rng(0)
+    for cloud in shuffled.glob("*/test/*.pcd"):
+        write_pcd(cloud, generator.permutation(read_pcd(cloud)).astype(np.float32))
+    common = ["--config", str(conf), "--ckpt_path", str(checkpoint)]
+    main(["test", *common, "--data.root", str(parts)])
+    main(["test", *common, "--data.root", str(shuffled)])
+    np.testing.assert_allclose(table(1)[METRICS], table(2)[METRICS], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_never_reads_the_test_folder(conf: Path, parts: Path) -> None:
+    root = Path("without_test")
+    shutil.copytree(parts, root, ignore=shutil.ignore_patterns("test", "GT"))
+    assert fit(conf, root).exists()
+    main(["validate", "--config", str(conf), "--data.root", str(root)])
+    assert table(1, "validation")["clouds"].tolist() == [2, 2]
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_checkpoint(conf: Path, parts: Path) -> None:
+    checkpoint = fit(conf, parts, "--trainer.max_epochs", "1")
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    main(["fit", "--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint)])
+    (later,) = Path("runs").glob("*/version_1/checkpoints/last.ckpt")
+    assert torch.load(later, weights_only=True)["epoch"] == 1
+
+
+def test_an_override_is_followed_by_those_who_refer_to_it(tmp_path: Path) -> None:
+    from anomaly3d.lit.cli import DataCLI
+
+    (tmp_path / "model.yaml").write_text(
+        "lr: 0.1\nweight_decay: ${.lr}\ndetector: {class_path: anomaly3d.models.sedir.sedir.SeDiR}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        "model: model.yaml\n"
+        "data: {class_path: anomaly3d.data.anomaly_shapenet.AnomalyShapeNet, init_args: {root: here}}\n"
+    )
+    cli = DataCLI(["--config", str(tmp_path / "recipe.yaml"), "--model.lr", "0.25"])
+    assert cli.config["model"]["lr"] == 0.25
+    assert cli.config["model"]["weight_decay"] == 0.25
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from anomaly3d.__main__ import main; main(['--help']);"
+        "heavy = {'torch', 'lightning', 'numpy', 'open3d', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("fit", "validate", "test", "predict", "generate", "compare"):
+        assert f"  {verb} " in done.stdout
+
+
+def says(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command writes to standard error when it refuses its input."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message.splitlines()[-1]
+
+
+def test_bad_data_gets_one_line(conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = ["fit", "--config", str(conf)]
+    assert "nowhere" in says([*verb, "--data.root", "nowhere"], capsys)
+    message = says([*verb, "--data.root", str(parts), "--data.categories", "[gera]"], capsys)
+    assert "gera" in message
+    assert "gear" in message
+
+    broken = Path("broken")
+    shutil.copytree(parts, broken)
+    template = broken / "gear" / "train" / "gear_template0.pcd"
+    template.write_bytes(b"")
+    message = says([*verb, "--data.root", str(broken)], capsys)
+    assert template.name in message
+    write_pcd(template, np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32))
+    message = says([*verb, "--data.root", str(broken)], capsys)
+    assert "gear_template0" in message
+    assert "points" in message
+    assert not list(Path("runs").glob("**/*.ckpt"))
+
+
+@pytest.mark.slow
+def test_wrong_checkpoints_get_one_line(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(__file__).parents[1] / "conf"
+    checkpoint = fit(conf / "sedir.yaml", parts, "--trainer.max_epochs", "1")
+
+    def test(recipe: str, path: str, *extra: str) -> str:
+        arguments = ["--config", str(conf / recipe), "--data.root", str(parts), "--ckpt_path", path]
+        return says(["test", *arguments, *extra], capsys)
+
+    message = test("mamba3dad.yaml", str(checkpoint))
+    assert str(checkpoint) in message
+    assert "SeDiR" in message
+    assert "Mamba3dAD" in message
+    message = test("sedir.yaml", str(checkpoint), "--model.detector.init_args.width", "16")
+    assert str(checkpoint) in message
+    assert "other settings" in message
+    assert "missing.ckpt" in test("sedir.yaml", "missing.ckpt")
+    Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:1000])
+    assert "cut.ckpt" in test("sedir.yaml", "cut.ckpt")
+
+
+def test_unknown_verbs_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="unknown verb 'train'"):
+        main(["train"])
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    assert "num_grops" in says(["fit", "--config", str(conf), "--model.detector.init_args.num_grops", "3"], capsys)

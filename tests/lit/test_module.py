@@ -1,0 +1,95 @@
+"""The schedule, the truth that a detector never sees, and the optimizer's share of the parameters."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.lit.callbacks import choose
+from anomaly3d.lit.module import AnomalyModule, warmup_cosine
+from anomaly3d.models.base import Detector
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+def test_schedule_is_linear_then_a_half_cosine() -> None:
+    factors = [warmup_cosine(step, 10, 110, 0.1) for step in range(111)]
+    assert factors[:10] == pytest.approx([0.1 + 0.9 * step / 10 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[35] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factors[110] == pytest.approx(0)
+    assert warmup_cosine(0, 0, 50, 0.1) == 1
+
+
+class Distance(Detector):
+    """Scores a point by its distance from a learned centre; remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.ones(3))
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.seen: list[PointCloudBatch] = []
+
+    def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
+        return {"loss": (batch.xyz - self.centre).square().mean()}
+
+    def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        self.seen.append(batch)
+        points = (batch.xyz - self.centre).norm(dim=1)
+        return AnomalyPrediction(points, torch.stack([part.max() for part in batch.split(points)]))
+
+
+class Clouds(PointCloudDataModule):
+    """Two batches in memory."""
+
+    def setup(self, stage: str | None = None) -> None:
+        self.category_names = ("thing",)
+
+    def train_dataloader(self) -> DataLoader[PointCloudBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        clouds = [torch.randn(20, 3), torch.randn(30, 3)]
+        masks = [torch.zeros(20, dtype=torch.bool), torch.arange(30) < 5]
+        batches = [PointCloudBatch.pack(clouds, [f"a{i}", f"b{i}"], [0, 0], [0, 1], masks) for i in range(2)]
+        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    test_dataloader = val_dataloader = train_dataloader  # pyright: ignore[reportAssignmentType]
+
+
+def test_scoring_sees_no_truth_and_frozen_parameters_stay() -> None:
+    detector, data = Distance(), Clouds("unused")
+    module = AnomalyModule(detector, lr=0.1, weight_decay=0.1)
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    assert detector.seen
+    assert all(b.label is None and b.mask is None and b.category is None for b in detector.seen)
+    assert torch.equal(detector.frozen, torch.ones(3))
+    assert (detector.centre < 0.9).all()
+    assert detector.categories == ("thing",)
+    assert module.result is not None
+    assert module.result.rows[0].clouds == 4
+
+
+def test_pictures_show_as_many_kinds_as_there_are() -> None:
+    from pathlib import Path
+
+    from anomaly3d.data.index import CloudRecord
+
+    kinds = ["bulge", "bulge", "crak", "good", "hole", "hole"]
+    records = [
+        CloudRecord(Path(f"{k}{i}.pcd"), "c", "test", int(k != "good"), k, None, "") for i, k in enumerate(kinds)
+    ]
+    assert choose(records, 2, turn=0) == ["c/test/bulge0", "c/test/crak2"]
+    assert choose(records, 2, turn=1) == ["c/test/hole4", "c/test/bulge0"]
+    assert choose(records, 9, turn=0) == [
+        *("c/test/bulge0", "c/test/crak2", "c/test/hole4"),
+        *("c/test/bulge1", "c/test/hole5"),
+    ]
+    assert choose([r for r in records if not r.label], 2, turn=0) == []

@@ -1,0 +1,183 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from evaluator_cases import NAMES, assert_equals_naive, evaluate, make_batch, make_clouds, naive_row
+
+from anomaly3d.errors import InputError
+from anomaly3d.metrics.evaluator import Evaluator
+from anomaly3d.metrics.records import stable_id
+from anomaly3d.metrics.result import METRICS
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_equals_a_loop_over_categories_with_sklearn(batch_size):
+    clouds = make_clouds()
+    result = evaluate(clouds, batch_size)
+    assert_equals_naive(result, clouds)
+    rows = [naive_row(clouds, index) for index in range(len(NAMES))]
+    assert result.mean == pytest.approx({m: np.mean([row[m] for row in rows]) for m in METRICS})
+    assert result.notes == ()
+    assert result.category_accuracy is None
+
+
+def test_frame_has_a_fixed_column_order():
+    columns = ["category", "o_auroc", "o_aupr", "p_auroc", "p_aupr", "clouds", "anomalous_clouds", "points"]
+    frame = evaluate(make_clouds()).to_frame()
+    assert list(frame.columns) == columns
+    assert list(frame.category) == list(NAMES)
+
+
+def test_order_of_clouds_and_of_points_changes_nothing():
+    clouds = make_clouds()
+    rng = np.random.default_rng(5)
+    shuffled = []
+    for index in rng.permutation(len(clouds)):
+        cloud = clouds[index]
+        order = torch.from_numpy(rng.permutation(len(cloud["mask"])))
+        shuffled.append({**cloud, **{k: cloud[k][order] for k in ("xyz", "mask", "point_scores")}})
+    assert evaluate(shuffled).rows == evaluate(clouds).rows
+
+
+def test_repeated_clouds_count_once():
+    clouds = make_clouds()
+    once, twice = evaluate(clouds), evaluate([*clouds, *clouds[3:12], clouds[0]])
+    assert twice.rows == once.rows
+    assert (once.repeats, twice.repeats) == (0, 10)
+
+
+def test_different_clouds_with_one_id_are_refused():
+    clouds = make_clouds()
+    impostor = {**clouds[0], "label": 1 - clouds[0]["label"]}
+    with pytest.raises(InputError, match=r"category 'cup'.*label.*same sample id"):
+        evaluate([*clouds, impostor])
+
+
+def test_without_labels_there_is_nothing_to_evaluate():
+    prediction, batch = make_batch(make_clouds(3))
+    with pytest.raises(InputError, match=r"cup/test/000.*no ground truth.*predict"):
+        Evaluator(NAMES).update(prediction, batch.without_truth())
+
+
+def test_without_masks_only_object_metrics():
+    clouds = make_clouds()
+    with pytest.warns(UserWarning, match=r"P-AUROC and P-AUPR undefined.*cup, chair, plier.*point mask") as record:
+        result = evaluate(clouds, mask=False)
+    assert len(record) == 1
+    for index, row in enumerate(result.rows):
+        assert row.o_auroc == pytest.approx(naive_row(clouds, index)["o_auroc"])
+        assert row.points == naive_row(clouds, index)["points"]
+        assert math.isnan(row.p_auroc)
+    assert math.isnan(result.mean["p_auroc"])
+    assert result.undefined["p_aupr"] == NAMES
+    assert result.undefined["o_aupr"] == ()
+
+
+def test_a_category_with_some_masks_has_no_point_metrics():
+    clouds = make_clouds()
+    cup = [c for c in clouds if c["category"] == 0]
+    evaluator = Evaluator(NAMES)
+    evaluator.update(*make_batch([c for c in clouds if c not in cup[:1]]))
+    evaluator.update(*make_batch(cup[:1], mask=False))
+    with pytest.warns(UserWarning, match="for cup: not every cloud has a point mask"):
+        rows = evaluator.compute().rows
+    assert math.isnan(rows[0].p_auroc)
+    assert rows[1].p_auroc == pytest.approx(naive_row(clouds, 1)["p_auroc"])
+
+
+def test_one_class_is_nan_left_out_of_the_mean_and_warned_of_once():
+    clouds = [c for c in make_clouds() if c["category"] != 1 or c["label"] == 0]
+    evaluator = Evaluator((*NAMES, "absent"))
+    evaluator.update(*make_batch(clouds))
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = evaluator.compute()
+    messages = sorted(str(w.message) for w in record)
+    assert len(messages) == 4
+    assert messages[0].startswith("O-AUROC and O-AUPR undefined and left out of the mean for absent: no cloud")
+    assert "for chair: every cloud is normal" in messages[1]
+    assert set(messages) == set(result.notes)
+    assert result.undefined == dict.fromkeys(METRICS, ("chair", "absent"))
+    kept = [naive_row(clouds, index) for index in (0, 2)]
+    assert result.mean == pytest.approx({m: np.mean([row[m] for row in kept]) for m in METRICS})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluator.compute().notes == result.notes
+
+
+@pytest.mark.parametrize("field", ["point_scores", "object_scores"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_without_rank_name_the_cloud(field, bad):
+    prediction, batch = make_batch(make_clouds(3))
+    getattr(prediction, field)[-1] = bad
+    with pytest.raises(ValueError, match=r"clouds: plier/test/002$"):
+        Evaluator(NAMES).update(prediction, batch)
+
+
+def test_scores_must_fit_the_batch():
+    prediction, batch = make_batch(make_clouds(3))
+    short = AnomalyPrediction(prediction.point_scores[:-1], prediction.object_scores)
+    with pytest.raises(ValueError, match="need as many scores"):
+        Evaluator(NAMES).update(short, batch)
+    with pytest.raises(ValueError, match="out of range"):
+        Evaluator(NAMES[:2]).update(prediction, batch)
+
+
+def test_batch_without_category():
+    clouds = [c for c in make_clouds() if c["category"] == 0]
+    prediction, batch = make_batch(clouds)
+    batch = PointCloudBatch(batch.xyz, batch.offsets, batch.sample_id, None, batch.label, batch.mask)
+    with pytest.raises(InputError, match="which of the 3 categories"):
+        Evaluator(NAMES).update(prediction, batch)
+    evaluator = Evaluator(["cup"])
+    evaluator.update(prediction, batch)
+    assert_equals_naive(evaluator.compute(), clouds)
+
+
+def test_category_accuracy_is_by_name():
+    clouds = make_clouds(6)  # categories 0 1 2 0 1 2
+    # The model was trained on other categories in another order and never saw a chair.
+    predicted = torch.tensor([2, 2, 1, 0, 0, 0])  # cup, cup, plier, lamp, lamp, lamp
+    logits = torch.nn.functional.one_hot(predicted, 3).float() - 5
+    evaluator = Evaluator(NAMES, training_categories=("lamp", "plier", "cup"))
+    evaluator.update(*make_batch(clouds, logits=logits))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = evaluator.compute()
+    assert result.category_accuracy == 2 / 4
+    assert result.mean["category_accuracy"] == 2 / 4
+    with pytest.raises(ValueError, match="over 3 categories"):
+        Evaluator(NAMES, training_categories=("cup",)).update(*make_batch(clouds, logits=logits))
+
+
+def test_low_precision_scores_are_ranked_as_they_are():
+    clouds = make_clouds()
+    evaluator = Evaluator(NAMES)
+    prediction, batch = make_batch(clouds)
+    evaluator.update(prediction.to(torch.bfloat16), batch)
+    assert_equals_naive(evaluator.compute(), clouds)  # small integers: exact in bfloat16
+
+
+def test_reset_forgets():
+    evaluator = Evaluator(NAMES)
+    evaluator.update(*make_batch(make_clouds(seed=1)))
+    evaluator.reset()
+    clouds = make_clouds(seed=2)
+    evaluator.update(*make_batch(clouds))
+    assert_equals_naive(evaluator.compute(), clouds)
+
+
+def test_states_stay_out_of_checkpoints():
+    evaluator = Evaluator(NAMES)
+    evaluator.update(*make_batch(make_clouds()))
+    assert evaluator.state_dict() == {}
+
+
+def test_ids_are_signed_64_bit_and_stable():
+    assert stable_id("cup/test/cup_bulge0") == -4259948768720370622
+    ids = {stable_id(f"cloud{i}") for i in range(10_000)}
+    assert len(ids) == 10_000
+    assert min(ids) < 0 < max(ids) < 2**63

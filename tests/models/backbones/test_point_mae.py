@@ -1,0 +1,221 @@
+"""Point-MAE against an independent network built of the published layers, and the published file formats."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anomaly3d.errors import InputError
+from anomaly3d.models.backbones.point_mae import FrozenPointMAE, PointMAE
+from anomaly3d.models.backbones.weights import frozen_point_mae, load_encoder, weights_hash
+
+WIDTH, DEPTH, HEADS = 384, 12, 6
+
+
+def published_state(encoder_width: int = WIDTH) -> dict[str, Tensor]:
+    """Random weights with the keys and shapes of a published encoder."""
+
+    def norm(prefix: str, width: int) -> dict[str, Tensor]:
+        return {f"{prefix}.weight": 1 + 0.1 * torch.randn(width), f"{prefix}.bias": 0.1 * torch.randn(width)}
+
+    def batch_norm(prefix: str, width: int) -> dict[str, Tensor]:
+        return norm(prefix, width) | {
+            f"{prefix}.running_mean": 0.1 * torch.randn(width),
+            f"{prefix}.running_var": 0.5 + torch.rand(width),
+            f"{prefix}.num_batches_tracked": torch.tensor(7),
+        }
+
+    def affine(prefix: str, n_in: int, n_out: int, *tail: int, bias: bool = True) -> dict[str, Tensor]:
+        weight = {f"{prefix}.weight": torch.randn(n_out, n_in, *tail) / n_in**0.5}
+        return weight | ({f"{prefix}.bias": 0.1 * torch.randn(n_out)} if bias else {})
+
+    state = (
+        affine("encoder.first_conv.0", 3, 128, 1)
+        | batch_norm("encoder.first_conv.1", 128)
+        | affine("encoder.first_conv.3", 128, 256, 1)
+        | affine("encoder.second_conv.0", 512, 512, 1)
+        | batch_norm("encoder.second_conv.1", 512)
+        | affine("encoder.second_conv.3", 512, encoder_width, 1)
+        | affine("pos_embed.0", 3, 128)
+        | affine("pos_embed.2", 128, WIDTH)
+        | norm("norm", WIDTH)
+    )
+    if encoder_width != WIDTH:
+        state |= affine("reduce_dim", encoder_width, WIDTH)
+    for i in range(DEPTH):
+        block = f"blocks.blocks.{i}"
+        state |= norm(f"{block}.norm1", WIDTH) | norm(f"{block}.norm2", WIDTH)
+        state |= affine(f"{block}.attn.qkv", WIDTH, 3 * WIDTH, bias=False) | affine(f"{block}.attn.proj", WIDTH, WIDTH)
+        state |= affine(f"{block}.mlp.fc1", WIDTH, 4 * WIDTH) | affine(f"{block}.mlp.fc2", 4 * WIDTH, WIDTH)
+    return state
+
+
+def reference_tokens(state: dict[str, Tensor], points: Tensor, centres: Tensor, blocks: list[int]) -> list[Tensor]:
+    """The published forward pass written with functional 1x1 convolutions and explicit softmax attention."""
+    f = nn.functional
+    s = {k: v.double() for k, v in state.items()}
+    points, centres = points.double(), centres.double()
+
+    def batch_norm(x: Tensor, prefix: str) -> Tensor:
+        p = {n: s[f"{prefix}.{n}"][:, None] for n in ("weight", "bias", "running_mean", "running_var")}
+        return (x - p["running_mean"]) / (p["running_var"] + 1e-5).sqrt() * p["weight"] + p["bias"]
+
+    def layer_norm(x: Tensor, prefix: str) -> Tensor:
+        return f.layer_norm(x, (WIDTH,), s[f"{prefix}.weight"], s[f"{prefix}.bias"])
+
+    def linear(x: Tensor, prefix: str) -> Tensor:
+        return x @ s[f"{prefix}.weight"].T + s.get(f"{prefix}.bias", torch.zeros(()))
+
+    batch, groups, size, _ = points.shape
+    x = points.reshape(batch * groups, size, 3).transpose(1, 2)
+    x = f.conv1d(x, s["encoder.first_conv.0.weight"], s["encoder.first_conv.0.bias"])
+    x = batch_norm(x, "encoder.first_conv.1").relu()
+    x = f.conv1d(x, s["encoder.first_conv.3.weight"], s["encoder.first_conv.3.bias"])
+    x = torch.cat([x.max(dim=2, keepdim=True).values.repeat(1, 1, size), x], dim=1)
+    x = f.conv1d(x, s["encoder.second_conv.0.weight"], s["encoder.second_conv.0.bias"])
+    x = batch_norm(x, "encoder.second_conv.1").relu()
+    x = f.conv1d(x, s["encoder.second_conv.3.weight"], s["encoder.second_conv.3.bias"])
+    x = x.max(dim=2).values.reshape(batch, groups, -1)
+    if "reduce_dim.weight" in s:
+        x = linear(x, "reduce_dim")
+    position = linear(f.gelu(linear(centres, "pos_embed.0")), "pos_embed.2")
+    collected = []
+    for i in range(max(blocks)):
+        name = f"blocks.blocks.{i}"
+        x = x + position
+        q, k, v = linear(layer_norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, dim=-1)
+        heads = []
+        for head in range(HEADS):
+            part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+            weights = (q[..., part] @ k[..., part].transpose(1, 2) / (WIDTH // HEADS) ** 0.5).softmax(dim=-1)
+            heads.append(weights @ v[..., part])
+        x = x + linear(torch.cat(heads, dim=-1), f"{name}.attn.proj")
+        x = x + linear(f.gelu(linear(layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+        if i + 1 in blocks:
+            collected.append(layer_norm(x, "norm"))
+    return collected
+
+
+def wrap(kind: str, state: dict[str, Tensor]) -> dict[str, object]:
+    """The state as each published kind of file wraps it, with the extra keys that it has."""
+    if kind == "pretrain":
+        inner = {f"MAE_encoder.{k}": v for k, v in state.items()}
+        inner |= {"mask_token": torch.zeros(1, 1, WIDTH), "MAE_decoder.norm.weight": torch.ones(WIDTH)}
+        inner |= {"increase_dim.0.weight": torch.zeros(96, WIDTH, 1), "decoder_pos_embed.0.weight": torch.zeros(128, 3)}
+    elif kind == "point_bert":
+        inner = {f"transformer_q.{k}": v for k, v in state.items()}
+        inner |= {"transformer_q.cls_token": torch.zeros(1, 1, WIDTH), "dvae.codebook": torch.zeros(8, 256)}
+    else:
+        inner = dict(state) | {"cls_token": torch.zeros(1, 1, WIDTH), "cls_pos": torch.zeros(1, 1, WIDTH)}
+        inner |= {"cls_head_finetune.0.weight": torch.zeros(256, 2 * WIDTH)}
+    outer = "model_state_dict" if kind == "part_seg" else "base_model"
+    return {outer: {f"module.{k}": v for k, v in inner.items()}, "epoch": 300}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetuned", "part_seg", "point_bert"])
+def test_published_formats_load_and_give_the_published_tokens(kind: str, tmp_path: Path) -> None:
+    state = published_state(encoder_width=256 if kind == "point_bert" else WIDTH)
+    torch.save(wrap(kind, state), tmp_path / "file.pth")
+    model = frozen_point_mae("point_bert" if kind == "point_bert" else "base", str(tmp_path / "file.pth"))
+    points, centres = 0.2 * torch.randn(2, 5, 16, 3), torch.randn(2, 5, 3)
+    ours = model(points, centres, blocks=[4, 12])
+    for got, expected in zip(ours, reference_tokens(state, points, centres, [4, 12]), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoint_with_missing_or_misshapen_weights_is_refused_by_name(tmp_path: Path) -> None:
+    state = published_state()
+    del state["blocks.blocks.3.attn.qkv.weight"]
+    state["norm.bias"] = torch.zeros(5)
+    torch.save(wrap("pretrain", state), tmp_path / "partial.pth")
+    with pytest.raises(InputError, match=r"partial\.pth.*blocks\.blocks\.3\.attn\.qkv\.weight.*norm\.bias \(5,\)"):
+        load_encoder(PointMAE("base"), tmp_path / "partial.pth")
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", ["missing", "text", "code", "other"])
+def test_unusable_files_are_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pth"
+    if content == "text":
+        path.write_text("<html>404</html>")
+    elif content == "code":
+        path.write_bytes(pickle.dumps({"base_model": _Payload()}))
+    elif content == "other":
+        torch.save({"state": {}}, path)
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        frozen_point_mae("base", str(path))
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FrozenPointMAE:
+    return frozen_point_mae("tiny")
+
+
+def test_tokens_ignore_the_order_and_repetition_of_a_patch_s_points(tiny: FrozenPointMAE) -> None:
+    points, centres = 0.2 * torch.randn(1, 6, 10, 3), torch.randn(1, 6, 3)
+    (expected,) = tiny(points, centres)
+    (shuffled,) = tiny(points[:, :, torch.randperm(10)], centres)
+    (padded,) = tiny(torch.cat([points, points[:, :, :1].expand(-1, -1, 4, -1)], dim=2), centres)
+    torch.testing.assert_close(shuffled, expected)
+    torch.testing.assert_close(padded, expected)
+
+
+def test_chunks_of_patches_change_nothing(tiny: FrozenPointMAE) -> None:
+    points = 0.2 * torch.randn(2, 7, 10, 3)
+    whole = tiny.embed(points)
+    tiny.chunk_points = 30
+    parts = tiny.embed(points)
+    del tiny.chunk_points
+    torch.testing.assert_close(parts, whole)
+
+
+def test_frozen_stays_frozen(tiny: FrozenPointMAE) -> None:
+    parent = nn.ModuleDict({"backbone": tiny, "head": nn.Linear(96, 1)}).train()
+    before = weights_hash(tiny)
+    (tokens,) = tiny(0.2 * torch.randn(1, 4, 8, 3), torch.randn(1, 4, 3))
+    parent["head"](tokens).sum().backward()
+    assert not tiny.training
+    assert not any(module.training for module in tiny.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in tiny.parameters())
+    assert weights_hash(tiny) == before
+
+
+def test_random_weights_follow_their_seed_alone(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = frozen_point_mae("tiny", seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert weights_hash(first) == weights_hash(frozen_point_mae("tiny", seed=3))
+    assert weights_hash(first) != weights_hash(frozen_point_mae("tiny", seed=4))
+    assert "random weights" in caplog.text
+
+
+def test_unknown_block_is_refused(tiny: FrozenPointMAE) -> None:
+    with pytest.raises(ValueError, match="blocks 1 to 4"):
+        tiny(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 3), blocks=[5])
+
+
+def test_sizes() -> None:
+    count = {size: sum(p.numel() for p in PointMAE(size).parameters()) / 1e6 for size in ("base", "small", "tiny")}
+    assert 21.5 < count["base"] < 22.2  # 22.1 M with class token and head in the papers
+    assert 2 < count["small"] < 3
+    assert count["tiny"] < 0.6
+
+
+def test_random_tokens_tell_patches_apart() -> None:
+    plane = torch.rand(1, 50, 32, 2) * 0.2 - 0.1
+    bend = torch.linspace(-8, 8, 50)[None, :, None]
+    points = torch.cat([plane, (bend * plane[..., 0] ** 2)[..., None]], dim=-1)
+    tokens = frozen_point_mae("tiny").embed(points)[0]
+    flat, bent = tokens[25], tokens[0]
+    assert (bent - flat).norm() > 0.1 * flat.norm()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
+
+
+def test_noise_is_gamma_sigma_on_the_labelled_slots_and_nowhere_else() -> None:
+    generator = AnomalyGenerator(gamma=2.0)
+    q = torch.randn(8, 1000, 32)
+    noisy, labels = generator(q)
+    assert labels.mean().item() == pytest.approx(0.05, abs=0.01)
+    assert torch.equal(noisy[labels == 0], q[labels == 0])
+    noise = (noisy - q)[labels == 1]
+    assert noise.std().item() == pytest.approx(2.0 * 0.05, rel=0.05)
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert (noise.abs().amax(dim=1) > 0).all()
+
+
+def test_passes_features_unchanged_in_evaluation() -> None:
+    generator, q = AnomalyGenerator(gamma=5.0).eval(), torch.randn(2, 100, 8)
+    noisy, labels = generator(q)
+    assert torch.equal(noisy, q)
+    assert not labels.any()
+
+
+@pytest.mark.parametrize("gamma", [0.05, 1.0, 7.0])
+def test_gamma_starts_where_it_should(gamma: float) -> None:
+    assert AnomalyGenerator(gamma=gamma).gamma.item() == pytest.approx(gamma, rel=1e-4)
+
+
+def test_gamma_is_learned_and_held_by_its_range() -> None:
+    generator = AnomalyGenerator(gamma=0.5, gamma_range=(0.1, 0.8))
+    optimiser = torch.optim.SGD(generator.parameters(), lr=0.1)
+    q = torch.zeros(1, 2000, 8)
+    values = []
+    for _ in range(500):  # a discriminator that sees the noise's size would be paid for a larger gamma
+        optimiser.zero_grad()
+        noisy, _ = generator(q)
+        (-noisy.square().mean() * 1000).backward()
+        optimiser.step()
+        values.append(generator.gamma.item())
+    assert values[0] > 0.5
+    assert values[-1] == pytest.approx(0.8)
+
+
+def test_gradient_of_gamma_equals_finite_differences() -> None:
+    generator, q, weight = AnomalyGenerator(gamma=1.0), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
+
+    def value() -> torch.Tensor:
+        torch.manual_seed(3)
+        return (generator(q).features.square() * weight).sum()
+
+    value().backward()
+    assert generator.raw_gamma.grad is not None
+    with torch.no_grad():
+        generator.raw_gamma += 0.01
+        up = value()
+        generator.raw_gamma -= 0.02
+        down = value()
+    assert generator.raw_gamma.grad.item() == pytest.approx((up - down).item() / 0.02, rel=0.02)

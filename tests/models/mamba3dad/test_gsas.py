@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly3d.models.mamba3dad.gsas import GSAS
+
+
+def naive(gsas: GSAS, tokens: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One cloud, (L, M, D) and (M, 3), loop by loop."""
+    weight, bias = gsas.down.weight.detach().numpy(), gsas.down.bias.detach().numpy()
+    queries, slot_bias = gsas.queries.detach().numpy(), gsas.bias.detach().numpy()
+    layers, patches, _ = tokens.shape
+    e = np.zeros((layers * patches, len(weight)))
+    for layer in range(layers):
+        for i in range(patches):
+            near = np.argsort([np.linalg.norm(centres[i] - c) for c in centres], kind="stable")[: gsas.neighbours]
+            e[layer * patches + i] = np.max([weight @ tokens[layer, j] + bias for j in near], axis=0)
+    affinity = e @ queries.T + slot_bias
+    plan = np.exp((affinity - affinity.max(axis=0)) / gsas.tau)
+    rows, slots = plan.shape
+    for _ in range(gsas.iterations):
+        for t in range(rows):
+            plan[t] *= slots / rows / plan[t].sum()
+        for s in range(slots):
+            plan[:, s] /= plan[:, s].sum()
+    features, coordinates = np.zeros((slots, tokens.shape[2])), np.zeros((slots, 3))
+    for s in range(slots):
+        for t in range(rows):
+            features[s] += plan[t, s] * tokens[t // patches, t % patches]
+            coordinates[s] += plan[t, s] * centres[t % patches]
+    return features, coordinates, plan
+
+
+def make(scale: float = 0.3) -> tuple[GSAS, torch.Tensor, torch.Tensor]:
+    gsas = GSAS(width=6, slots=7, descriptor_width=5, neighbours=3, query_scale=scale).double()
+    torch.nn.init.normal_(gsas.bias)
+    return gsas, torch.randn(2, 2, 5, 6).double(), torch.randn(2, 5, 3).double()
+
+
+# The sorter itself works in float32: double parameters would only hide that.
+def test_equals_loops() -> None:
+    gsas, tokens, centres = make()
+    out = gsas.float()(tokens.float(), centres.float())
+    for b in range(2):
+        features, coordinates, plan = naive(gsas, tokens[b].numpy(), centres[b].numpy())
+        np.testing.assert_allclose(out.features[b].detach(), features, atol=1e-5)
+        np.testing.assert_allclose(out.coordinates[b].detach(), coordinates, atol=1e-5)
+        np.testing.assert_allclose(out.plan[b].detach(), plan, atol=1e-5)
+
+
+def test_gradient_of_tokens_queries_and_projection_equals_finite_differences() -> None:
+    gsas, tokens, centres = make(scale=0.1)
+    gsas, tokens, centres = gsas.float(), tokens[:1].float().requires_grad_(), centres[:1].float()
+    weight = torch.randn(7, 6)
+    (gsas(tokens, centres).features[0] * weight).sum().backward()
+
+    def value() -> float:
+        return float(
+            (naive(gsas, tokens.detach().numpy()[0].astype(float), centres[0].numpy())[0] * weight.numpy()).sum()
+        )
+
+    for parameter in (tokens, gsas.queries, gsas.bias, gsas.down.weight):
+        assert parameter.grad is not None
+        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
+        for i in range(0, flat.numel(), max(1, flat.numel() // 7)):
+            kept, step = flat[i].item(), 2**-9
+            flat[i] = kept + step
+            up = value()
+            flat[i] = kept - step
+            down = value()
+            flat[i] = kept
+            assert gradient[i].item() == pytest.approx((up - down) / (2 * step), abs=5e-3, rel=2e-2)
+
+
+def test_the_order_of_the_patches_does_not_matter() -> None:
+    gsas, tokens, centres = make()
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    shuffle = torch.randperm(5)
+    a, b = gsas(tokens, centres), gsas(tokens[:, :, shuffle], centres[:, shuffle])
+    torch.testing.assert_close(a.features, b.features)
+    torch.testing.assert_close(a.coordinates, b.coordinates)
+
+
+def test_each_cloud_of_a_batch_is_sorted_by_itself() -> None:
+    gsas, tokens, centres = make()
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    both = gsas(tokens, centres)
+    for b in range(2):
+        torch.testing.assert_close(both.features[b : b + 1], gsas(tokens[b : b + 1], centres[b : b + 1]).features)
+
+
+def test_fewer_patches_than_neighbours() -> None:
+    gsas, tokens, centres = make()
+    gsas.neighbours = 50
+    assert gsas.float()(tokens.float(), centres.float()).features.isfinite().all()
+
+
+def test_sorts_in_float32_under_autocast() -> None:
+    gsas, tokens, centres = make()
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    expected = gsas(tokens, centres)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = gsas(tokens, centres)
+    assert torch.equal(out.features, expected.features)
+    assert torch.equal(out.plan, expected.plan)
+
+
+def test_default_queries_give_slots_of_few_tokens() -> None:
+    """At initialisation a slot is a mixture of a few tokens; with tiny queries it is the mean of all."""
+    tokens, centres = torch.nn.functional.layer_norm(torch.randn(1, 4, 32, 96), (96,)), torch.randn(1, 32, 3)
+    held = {}
+    for scale in (1.0, 0.02):
+        plan = GSAS(96, slots=85, query_scale=scale)(tokens, centres).plan
+        held[scale] = (-(plan * (plan + 1e-9).log()).sum(1)).mean().exp().item()  # effective tokens per slot
+    assert held[1.0] < 8
+    assert held[0.02] > 64

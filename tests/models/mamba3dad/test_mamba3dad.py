@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from anomaly3d.errors import InputError
+from anomaly3d.models.mamba3dad import Mamba3dAD
+from anomaly3d.models.mamba3dad.mamba3dad import spread_blocks
+from anomaly3d.types import PointCloudBatch
+
+SMALL: dict[str, Any] = {
+    "backbone_size": "tiny",
+    "num_groups": 16,
+    "group_size": 16,
+    "voxel_size": None,
+    "slots": 32,
+    "state": 32,
+}
+
+
+def clouds(*sizes: int) -> PointCloudBatch:
+    shapes = [torch.randn(n, 3) * torch.tensor([1.0, 0.7, 0.4]) for n in sizes]
+    return PointCloudBatch.pack([s / s.norm(dim=1, keepdim=True) for s in shapes], [f"c/test/{n}" for n in sizes])
+
+
+def detector(**settings: Any) -> Mamba3dAD:
+    return Mamba3dAD(**SMALL | settings)
+
+
+def test_blocks_are_those_of_the_paper_and_all_of_a_small_backbone() -> None:
+    assert spread_blocks(12) == (2, 4, 6, 8, 10, 12)
+    assert spread_blocks(6) == (1, 2, 3, 4, 5, 6)
+    assert spread_blocks(4) == (1, 2, 3, 4)
+
+
+def test_the_loss_is_the_weighted_sum_and_reaches_every_trainable_parameter() -> None:
+    model = detector(entropy_weight=0.3, locality_weight=0.7)
+    terms = model.loss(clouds(200, 300))
+    expected = terms["bce"] + 0.3 * terms["entropy"] + 0.7 * terms["locality"]
+    torch.testing.assert_close(terms["loss"], expected)
+    assert all(term.ndim == 0 and term.isfinite() for term in terms.values())
+    assert terms["gamma"].item() == pytest.approx(model.generator.gamma.item())
+    terms["loss"].backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone."):
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            # A bias shared by all keys cancels in the attention's softmax.
+            assert parameter.grad.any(), name
+
+
+def test_positive_weight_balances_the_two_labels() -> None:
+    """At logit zero the weighted BCE is ln 2 (1 - p + p (1 - p) / p) = 2 (1 - p) ln 2 on average."""
+    model = detector(slots=4096, noise_probability=0.1)
+    torch.nn.init.zeros_(model.discriminator.head[2].weight)  # pyright: ignore[reportArgumentType]
+    torch.nn.init.zeros_(model.discriminator.head[2].bias)  # pyright: ignore[reportArgumentType]
+    assert model.loss(clouds(200))["bce"].item() == pytest.approx(1.8 * 0.6931, rel=0.1)
+
+
+def test_training_leaves_the_backbone_alone_bit_for_bit() -> None:
+    model = detector().train()
+    before = copy.deepcopy(model.backbone.state_dict())
+    free = [p.detach().clone() for p in model.gsas.parameters()]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        model.loss(clouds(150, 150))["loss"].backward()
+        optimiser.step()
+    assert not any(m.training for m in model.backbone.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.backbone.state_dict().items())
+    assert not any(torch.equal(a, b) for a, b in zip(free, model.gsas.parameters(), strict=True))
+
+
+def test_score_is_deterministic_finite_and_covers_every_point() -> None:
+    model, batch = detector().eval(), clouds(200, 350)
+    first, second = model.score(batch), model.score(batch)
+    assert first.point_scores.shape == (550,)
+    assert first.object_scores.shape == (2,)
+    assert first.point_scores.isfinite().all()
+    assert torch.equal(first.point_scores, second.point_scores)
+    assert torch.equal(first.object_scores, second.object_scores)
+    assert first.point_scores.unique().numel() > 8
+    # Tokens average the slots, so no point outdoes the object.
+    assert (first.point_scores[:200].max() <= first.object_scores[0] + 1e-5).item()
+
+
+@pytest.mark.parametrize("voxel_size", [None, 0.1])
+def test_score_follows_a_permutation_of_the_points(voxel_size: float | None) -> None:
+    model, batch = detector(voxel_size=voxel_size, median_voxels=voxel_size and 3).eval(), clouds(400)
+    order = torch.randperm(400)
+    a, b = model.score(batch), model.score(PointCloudBatch.pack([batch.xyz[order]], batch.sample_id))
+    assert torch.equal(a.object_scores, b.object_scores)
+    assert torch.equal(a.point_scores[order], b.point_scores)
+
+
+def test_a_batch_scores_as_its_clouds_do_alone() -> None:
+    model, batch = detector().eval(), clouds(200, 300, 250)
+    together = model.score(batch)
+    for b, cloud in enumerate(batch.clouds()):
+        alone = model.score(PointCloudBatch.pack([cloud], ["alone"]))
+        torch.testing.assert_close(alone.object_scores[0], together.object_scores[b])
+        torch.testing.assert_close(alone.point_scores, batch.split(together.point_scores)[b])
+
+
+def test_units_of_the_file_do_not_matter() -> None:
+    batch = clouds(300)
+    moved = PointCloudBatch.pack([batch.xyz * 1000 + 50], batch.sample_id)
+    a = detector(voxel_size=0.1).eval()
+    b = detector(voxel_size=100.0).eval()
+    b.load_state_dict(a.state_dict())
+    torch.testing.assert_close(a.score(batch).point_scores, b.score(moved).point_scores, atol=1e-3, rtol=1e-3)
+
+
+def test_points_of_one_voxel_share_their_score() -> None:
+    twins = clouds(200).xyz.repeat_interleave(2, dim=0)
+    scores = detector(voxel_size=0.01).eval().score(PointCloudBatch.pack([twins], ["twins"])).point_scores
+    assert scores.shape == (400,)
+    assert torch.equal(scores[::2], scores[1::2])
+
+
+def test_a_cloud_smaller_than_a_patch_is_a_patch() -> None:
+    model = detector(group_size=512).eval()
+    model.loss(clouds(100))["loss"].backward()
+    assert model.score(clouds(100)).point_scores.isfinite().all()
+    with pytest.raises(InputError, match="c/test/10"):
+        model.score(clouds(10))
+
+
+def test_median_filter_smooths_and_needs_voxels() -> None:
+    plain, batch = detector(voxel_size=0.05).eval(), clouds(600)
+    smooth = detector(voxel_size=0.05, median_voxels=3).eval()
+    smooth.load_state_dict(plain.state_dict())
+    before, after = plain.score(batch), smooth.score(batch)
+    assert torch.equal(before.object_scores, after.object_scores)
+    assert not torch.equal(before.point_scores, after.point_scores)
+    assert after.point_scores.std() < before.point_scores.std()
+    with pytest.raises(InputError, match="voxel_size"):
+        detector(median_voxels=3)
+
+
+def test_training_draws_augmentation_and_scoring_does_not() -> None:
+    """Without noise, dropout and augmentation the loss repeats; with augmentation it does not."""
+    still: dict[str, Any] = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout_points": 0.0, "translation": 0.0}
+    batch = clouds(300)
+    for settings, repeats in ((still, True), ({}, False)):
+        model = detector(**settings)
+        first, second = (model.loss(batch)["entropy"].item() for _ in range(2))
+        assert (first == second) is repeats
+
+
+@pytest.mark.parametrize(("transition", "state_norm"), [("dense", "readout"), ("rotation", "recurrent")])
+def test_other_forms_of_the_adapter_train_and_score(transition: str, state_norm: str) -> None:
+    model = detector(transition=transition, state_norm=state_norm)
+    model.loss(clouds(200))["loss"].backward()
+    assert model.eval().score(clouds(200)).point_scores.isfinite().all()
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    model, batch = detector().eval(), clouds(300, 300)
+    expected = model.score(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model.score(batch)
+        model.loss(batch)["loss"].backward()
+    assert out.point_scores.dtype == torch.float32
+    torch.testing.assert_close(out.point_scores, expected.point_scores, atol=0.05, rtol=0.1)

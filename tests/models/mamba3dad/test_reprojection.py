@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
+from anomaly3d.ops.sinkhorn import sinkhorn
+
+
+def test_patch_scores_equal_loops() -> None:
+    layers, patches, slots = 3, 5, 7
+    plan, logits = sinkhorn(torch.randn(2, layers * patches, slots)), torch.randn(2, slots)
+    out = patch_scores(logits, plan, patches)
+    for b in range(2):
+        for m in range(patches):
+            tokens = []
+            for layer in range(layers):
+                row = plan[b, layer * patches + m].numpy()
+                tokens.append(row @ logits[b].numpy() / row.sum())
+            np.testing.assert_allclose(out[b, m], max(tokens), atol=1e-5)
+
+
+def test_a_sharp_plan_hands_each_patch_its_own_logit() -> None:
+    logits = torch.randn(1, 6)
+    torch.testing.assert_close(patch_scores(logits, torch.eye(6)[None], 6), logits, atol=1e-5, rtol=0)
+
+
+def test_point_scores_equal_loops_also_for_points_in_no_patch() -> None:
+    cloud, centres = torch.randn(60, 3), torch.randn(6, 3)
+    index, scores = torch.randint(0, 40, (6, 9)), torch.randn(6)
+    out = point_scores(scores, index, centres, cloud)
+    bare = 0
+    for n in range(60):
+        holding = [scores[m].item() for m in range(6) if n in index[m].tolist()]
+        if not holding:
+            bare += 1
+            nearest = np.argmin([np.linalg.norm(cloud[n] - c) for c in centres])
+            holding = [scores[nearest].item()]
+        assert out[n].item() == max(holding)
+    assert 20 <= bare < 50
+
+
+def test_scores_of_the_patches_come_back_exactly() -> None:
+    """No sum and no rounding on the way: every point's score is one of the patches'."""
+    scores = torch.randn(4)
+    out = point_scores(scores, torch.randint(0, 30, (4, 8)), torch.randn(4, 3), torch.randn(30, 3))
+    assert set(out.tolist()) <= set(scores.tolist())

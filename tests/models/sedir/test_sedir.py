@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomaly3d.errors import InputError
+from anomaly3d.models.sedir import SeDiR
+from anomaly3d.types import PointCloudBatch
+
+TINY: dict[str, Any] = {
+    "num_groups": 32,
+    "group_size": 8,
+    "width": 32,
+    "encoder_depth": 1,
+    "decoder_depth": 2,
+    "heads": 4,
+    "hidden": 64,
+    "backbone_size": "tiny",
+    "geometry_radius": 3.0,
+}
+
+
+def make_detector(**settings: Any) -> SeDiR:
+    detector = SeDiR(**TINY | settings)
+    detector.configure(["ball", "box"])
+    return detector
+
+
+def ball(n: int, seed: int) -> Tensor:
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
+    return 5 * torch.nn.functional.normalize(x, dim=1) * torch.tensor([1.0, 0.8, 0.6])
+
+
+def box(n: int, seed: int) -> Tensor:
+    x = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return 3 * x / x.abs().amax(1, keepdim=True)
+
+
+def make_batch() -> PointCloudBatch:
+    return PointCloudBatch.pack([ball(300, 0), box(400, 1)], ["ball/0", "box/0"], category=[0, 1], label=[0, 0])
+
+
+def test_shapes_order_and_category_logits():
+    batch, detector = make_batch(), make_detector().eval()
+    prediction = detector.score(batch.without_truth())
+    assert prediction.point_scores.shape == (700,)
+    assert prediction.category_logits is not None
+    assert prediction.category_logits.shape == (2, 2)
+    maxima = torch.stack([s.max() for s in batch.split(prediction.point_scores)])
+    assert torch.equal(prediction.object_scores, maxima)
+
+
+def test_scores_need_no_truth_and_no_batch_mates():
+    batch, detector = make_batch(), make_detector().eval()
+    both = detector.score(batch.without_truth())
+    assert torch.equal(both.point_scores, detector.score(batch).point_scores)
+    alone = [
+        detector.score(PointCloudBatch.pack([cloud], [name])).point_scores
+        for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)
+    ]
+    torch.testing.assert_close(both.point_scores, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_token_errors_are_distances_to_the_frozen_tokens():
+    batch, detector = make_batch(), make_detector(smooth="none", propagate="nearest").eval()
+    groups = detector.patches(batch)
+    view = detector.view(groups)
+    errors = np.linalg.norm((detector.reconstruct(view).tokens - view.base).detach().double().numpy(), axis=-1)
+    scores = detector.score(batch)
+    for b, (cloud, points) in enumerate(zip(batch.clouds(), batch.split(scores.point_scores), strict=True)):
+        nearest = torch.cdist(groups.in_frame(cloud, b), groups.centres[b]).argmin(1).numpy()
+        np.testing.assert_allclose(points.numpy(), errors[b, nearest], rtol=1e-4)
+
+
+def test_view_uses_nested_neighbourhoods_of_shared_centres_after_the_named_blocks():
+    batch, detector = make_batch(), make_detector(backbone_blocks=[2, 4])
+    assert detector.neighbourhoods == (4, 8, 16)
+    groups = detector.patches(batch)
+    view = detector.view(groups)
+    for tokens, size in zip((view.fine, view.base, view.coarse), (4, 8, 16), strict=True):
+        near = []
+        for b in range(2):
+            distance = torch.cdist(groups.centres[b], groups.cloud[b])
+            index = distance.topk(size, largest=False).indices
+            near.append(groups.cloud[b][index] - groups.centres[b][:, None])
+        second, fourth = detector.backbone(torch.stack(near), groups.centres, [2, 4])
+        torch.testing.assert_close(tokens, torch.cat([second, fourth], dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_loss_is_reconstruction_plus_weighted_parts():
+    detector = make_detector(contrastive_weight=0.3, cosine_weight=0.2, class_weight=0.1).eval()
+    batch = make_batch()
+    detector.contrast.buffer.push(torch.nn.functional.normalize(torch.randn(4, 32), dim=1), torch.tensor([0, 1, 1, 0]))
+    terms = detector.loss(batch)
+    view = detector.view(detector.patches(batch))
+    difference = (detector.reconstruct(view).tokens - view.base).detach().double().numpy()
+    assert terms["reconstruction"].item() == pytest.approx((difference**2).mean(), rel=1e-5)
+    total = sum(weight * terms[name] for name, weight in (("contrastive", 0.3), ("cosine", 0.2), ("class", 0.1)))
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + total)
+    assert terms["contrastive"] > 0
+
+
+def test_every_trainable_parameter_learns_and_the_backbone_stays():
+    detector = make_detector().train()
+    before = {name: value.clone() for name, value in detector.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.1)
+    detector.loss(make_batch())  # fills the buffer
+    detector.loss(make_batch())["loss"].backward()
+    # The bias of a key shifts all logits of a query alike, which the softmax cancels.
+    still = {n for n, p in detector.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    assert all(name.endswith("key.bias") for name in still)
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in detector.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("categories", [[0], [1, 1], [0, 1]], ids=str)
+def test_first_steps_have_no_nan(categories):
+    detector = make_detector(buffer_size=3)
+    clouds = [ball(200, i) for i in range(len(categories))]
+    batch = PointCloudBatch.pack(clouds, [str(i) for i in range(len(clouds))], category=categories)
+    for _ in range(4):
+        detector.zero_grad()
+        terms = detector.loss(batch)
+        terms["loss"].backward()
+        assert all(term.isfinite() for term in terms.values())
+        assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+
+def test_order_of_points_changes_no_bit_under_strict():
+    batch, detector = make_batch(), make_detector().eval()
+    order = [torch.randperm(n, generator=torch.Generator().manual_seed(n)) for n in batch.sizes()]
+    shuffled = PointCloudBatch.pack([c[o] for c, o in zip(batch.clouds(), order, strict=True)], batch.sample_id)
+    one, other = detector.score(batch), detector.score(shuffled)
+    assert torch.equal(one.object_scores, other.object_scores)
+    expected = torch.cat([s[o] for s, o in zip(batch.split(one.point_scores), order, strict=True)])
+    assert torch.equal(expected, other.point_scores)
+
+
+def test_order_of_points_changes_the_scores_under_paper():
+    batch, detector = make_batch(), make_detector(protocol="paper").eval()
+    assert (detector.scoring.normalise, detector.scoring.smooth) == ("instance", "token_index")
+    order = [torch.randperm(n, generator=torch.Generator().manual_seed(n)) for n in batch.sizes()]
+    shuffled = PointCloudBatch.pack([c[o] for c, o in zip(batch.clouds(), order, strict=True)], batch.sample_id)
+    one, other = detector.score(batch), detector.score(shuffled)
+    expected = torch.cat([s[o] for s, o in zip(batch.split(one.point_scores), order, strict=True)])
+    assert (expected - other.point_scores).abs().max() > 0.05
+
+
+def test_protocol_choices_can_be_overridden():
+    detector = make_detector(protocol="paper", smooth="spatial", smooth_kernel=5, smooth_sigma=1.5)
+    choices = (detector.scoring.normalise, detector.scoring.smooth, detector.scoring.kernel, detector.scoring.sigma)
+    assert choices == ("instance", "spatial", 5, 1.5)
+    assert not detector.patches.canonical
+
+
+@pytest.mark.parametrize("source", ["centres", "cloud"])
+def test_geometry_source_and_bias_reach_the_reconstruction(source):
+    batch, detector = make_batch(), make_detector(geometry_source=source).eval()
+    view = detector.view(detector.patches(batch))
+    tokens = detector.reconstruct(view).tokens
+    other = detector.reconstruct(view._replace(geometry=view.geometry.flip(1))).tokens
+    assert (tokens - other).abs().max() > 1e-5
+    with torch.no_grad():
+        detector.geometry_bias.beta.zero_()
+    flat, same = (detector.reconstruct(v).tokens for v in (view, view._replace(geometry=view.geometry.flip(1))))
+    assert torch.equal(flat, same)
+
+
+def test_geometry_sources_differ():
+    groups = make_detector().patches(make_batch())
+    views = [make_detector(geometry_source=source).view(groups).geometry for source in ("centres", "cloud")]
+    assert (views[0] - views[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("cloud", ["plane", "line", "repeated"])
+def test_degenerate_clouds_train_and_score(cloud):
+    xyz = ball(200, 0)
+    if cloud == "plane":
+        xyz[:, 2] = 0
+    elif cloud == "line":
+        xyz[:, 1:] = 0
+    else:
+        xyz = xyz[:40].repeat(5, 1)
+    batch = PointCloudBatch.pack([xyz], ["odd"], category=[0])
+    detector = make_detector()
+    assert detector.loss(batch)["loss"].isfinite()
+    prediction = detector.eval().score(batch)
+    assert prediction.point_scores.isfinite().all()
+
+
+def test_too_small_a_cloud_names_itself_unless_padded():
+    batch = PointCloudBatch.pack([ball(12, 0)], ["ball/test/tiny"])
+    with pytest.raises(InputError, match="ball/test/tiny"):
+        make_detector(num_groups=8).score(batch)
+    assert make_detector(num_groups=8, pad=True).eval().score(batch).point_scores.isfinite().all()
+
+
+def test_voxel_filter_still_scores_every_point():
+    batch = make_batch()
+    prediction = make_detector(num_groups=16, voxel_size=1.0).eval().score(batch)
+    assert prediction.point_scores.shape == (700,)
+
+
+def test_checkpoint_roundtrip_keeps_scores_and_buffer():
+    detector, batch = make_detector(), make_batch()
+    for _ in range(3):
+        detector.loss(batch)
+    file = io.BytesIO()
+    torch.save(detector.state_dict(), file)
+    file.seek(0)
+    restored = make_detector()
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(detector.buffers(), restored.buffers(), strict=True))
+    assert torch.equal(detector.eval().score(batch).point_scores, restored.eval().score(batch).point_scores)
+
+
+def test_bfloat16_autocast_trains_and_scores_close_to_float32():
+    detector, batch = make_detector(), make_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = detector.loss(batch)
+        half = detector.eval().score(batch)
+    terms["loss"].backward()
+    assert all(term.isfinite() and term.dtype == torch.float32 for term in terms.values())
+    assert half.point_scores.dtype == torch.float32
+    torch.testing.assert_close(half.point_scores, detector.score(batch).point_scores, rtol=0.05, atol=0)
+
+
+def test_jitter_is_on_in_training_only():
+    detector = make_detector(dropout=0.0)
+    batch = make_batch()
+    training = [detector.loss(batch)["reconstruction"] for _ in range(2)]
+    assert training[0] != training[1]
+    detector.eval()
+    assert torch.equal(detector.loss(batch)["reconstruction"], detector.loss(batch)["reconstruction"])
+
+
+def test_bad_use_is_named():
+    with pytest.raises(ValueError, match="group_size must be even"):
+        make_detector(group_size=9)
+    with pytest.raises(ValueError, match="categories"):
+        make_detector().loss(make_batch().without_truth())
+    with pytest.raises(RuntimeError, match="configure"):
+        SeDiR(**TINY).loss(make_batch())
+    assert SeDiR(**TINY).eval().score(make_batch()).category_logits is None
+
+
+def test_paper_sizes():
+    detector = SeDiR()
+    detector.configure([str(i) for i in range(40)])
+    frozen = sum(p.numel() for p in detector.backbone.parameters())
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    assert detector.neighbourhoods == (128, 256, 512)
+    # Table S1: 33.25 M, of them 22.10 M frozen (the published Point-MAE with its class token and head).
+    assert frozen == pytest.approx(21.8e6, rel=0.01)
+    assert trainable == pytest.approx(9.06e6, rel=0.01)
+
+
+@pytest.mark.slow
+def test_training_finds_a_dent_that_the_untrained_model_does_not():
+    detector = make_detector(num_groups=96, group_size=16, smooth_sigma=1.0)
+    clouds = [make(1500, seed) for seed in range(4) for make in (ball, box)]
+    batch = PointCloudBatch.pack(clouds, [str(i) for i in range(8)], category=[0, 1] * 4)
+    dented, masks = [], []
+    for seed in range(20, 26):
+        for make, spot in ((ball, [0.0, 0.0, 3.0]), (box, [0.0, 3.0, 0.0])):
+            xyz = make(1500, seed)
+            near = torch.exp(-((xyz - torch.tensor(spot)).norm(dim=1) ** 2) / 0.8)
+            dented.append(xyz * (1 - 0.35 * near[:, None]))
+            masks.append(near > 0.3)
+    test = PointCloudBatch.pack(dented, [str(i) for i in range(12)])
+
+    def p_auroc() -> float:
+        scores = detector.eval().score(test).point_scores
+        return float(roc_auc_score(torch.cat(masks).numpy(), scores.numpy()))
+
+    untrained = p_auroc()
+    view = detector.train().view(detector.patches(batch))
+    optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=2e-3)
+    assert batch.category is not None
+    for _ in range(150):
+        optimizer.zero_grad()
+        detector.loss_of(view, batch.category)["loss"].backward()
+        optimizer.step()
+    trained = p_auroc()
+    assert trained > max(0.8, untrained + 0.1), (untrained, trained)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer
+from anomaly3d.models.sedir.ggd import DecoderLayer, GeometryGuidedAttention, GeometryGuidedDecoder
+from anomaly3d.models.sedir.jitter import FeatureJitter
+
+
+def softmax_attention(module: GeometryGuidedAttention, query: Tensor, memory: Tensor, bias: Tensor) -> np.ndarray:
+    """The equation, one query and one head at a time."""
+
+    def linear(layer: torch.nn.Linear, x: np.ndarray) -> np.ndarray:
+        return x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+
+    result = []
+    for x, y, b in zip(*(t.detach().double().numpy() for t in (query, memory, bias)), strict=True):
+        q, k, v = linear(module.query, x), linear(module.key, y), linear(module.value, y)
+        size = q.shape[1] // module.heads
+        mixed = np.zeros_like(q)
+        for head in range(module.heads):
+            part = slice(head * size, (head + 1) * size)
+            for i in range(len(q)):
+                logits = np.array([q[i, part] @ k[j, part] / np.sqrt(size) + b[j] for j in range(len(k))])
+                weight = np.exp(logits - logits.max())
+                mixed[i, part] = weight @ v[:, part] / weight.sum()
+        result.append(linear(module.out, mixed))
+    return np.stack(result)
+
+
+def test_geometry_guided_attention_is_the_equation():
+    module = GeometryGuidedAttention(8, 2).eval()
+    query, memory, bias = torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7)
+    expected = softmax_attention(module, query, memory, bias)
+    np.testing.assert_allclose(module(query, memory, bias).detach().numpy(), expected, atol=1e-5)
+
+
+def test_bias_draws_attention_and_its_common_part_does_not_matter():
+    module = GeometryGuidedAttention(8, 2).eval()
+    query, memory, bias = torch.randn(1, 5, 8), torch.randn(1, 7, 8), torch.randn(1, 7)
+    torch.testing.assert_close(module(query, memory, bias + 4), module(query, memory, bias))
+    only_third = torch.full((1, 7), -1e4).index_fill(1, torch.tensor(2), 0.0)
+    alone = module(query, memory[:, 2:3], torch.zeros(1, 1))
+    torch.testing.assert_close(module(query, memory, only_third), alone)
+
+
+def test_bias_receives_a_gradient():
+    module = GeometryGuidedAttention(8, 2).eval()
+    bias = torch.zeros(1, 7, requires_grad=True)
+    module(torch.randn(1, 5, 8), torch.randn(1, 7, 8), bias).square().sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.abs().min() > 0
+    torch.testing.assert_close(bias.grad.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="multiple"):
+        GeometryGuidedAttention(10, 4)
+
+
+def test_decoder_layer_is_two_attentions_and_a_joint_feed_forward():
+    layer = DecoderLayer(8, 2, 16, dropout=0.1).eval()
+    query, encoded, previous, bias = torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5)
+    a = layer.norms[0](query + layer.attend_encoded(query, encoded, bias))
+    b = layer.norms[1](a + layer.attend_previous(a, previous, bias))
+    w1, b1, w2, b2 = layer.feed_forward.parameters()
+    hidden = (torch.cat([a, b], dim=-1) @ w1.T + b1).clamp(min=0)
+    expected = layer.norms[2](b + hidden @ w2.T + b2)
+    torch.testing.assert_close(layer(query, encoded, previous, bias), expected)
+
+
+def test_decoder_depends_on_global_token_position_and_tokens():
+    decoder = GeometryGuidedDecoder(12, 8, 2, 2, 16).eval()
+    z, position, encoded, bias = torch.randn(2, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randn(2, 5)
+    out = decoder(z, position, encoded, bias)
+    assert out.shape == (2, 5, 12)
+    for changed in ((z.flip(0), position, encoded, bias), (z, position, encoded.flip(0), bias)):
+        assert (decoder(*changed) - out).abs().max() > 1e-3
+    # Without the position every token would be rebuilt alike.
+    same = decoder(z, torch.zeros_like(position), encoded, bias)
+    torch.testing.assert_close(same, same[:, :1].expand_as(same))
+    assert (out - out[:, :1]).abs().max() > 1e-3
+
+
+def test_decoder_layers_start_from_different_weights():
+    decoder = GeometryGuidedDecoder(12, 8, 2, 2, 16)
+    one, two = (next(layer.parameters()) for layer in decoder.layers)
+    assert not torch.equal(one, two)
+
+
+class TestTokenizer:
+    @pytest.fixture
+    def tokenizer(self) -> CoarseToFineTokenizer:
+        torch.manual_seed(0)
+        return CoarseToFineTokenizer(12, 8, depth=2, heads=2, hidden=16).eval()
+
+    @pytest.fixture
+    def tokens(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return [torch.randn(2, 5, c, generator=generator) for c in (12, 12, 12, 8)]
+
+    def test_each_resolution_goes_through_the_same_encoder(self, tokenizer, tokens):
+        fine, base, coarse, position = tokens
+        encoded = tokenizer(fine, base, coarse, position)
+        torch.testing.assert_close(encoded.fine, tokenizer.layers(tokenizer.project(fine) + position))
+        torch.testing.assert_close(encoded.coarse, tokenizer.layers(tokenizer.project(coarse) + position))
+        sequence = torch.cat([tokenizer.context.expand(2, 1, 8), tokenizer.project(base) + position], dim=1)
+        expected = tokenizer.layers(sequence)
+        torch.testing.assert_close(encoded.act, expected[:, 0])
+        torch.testing.assert_close(encoded.base, expected[:, 1:])
+
+    def test_context_token_sees_the_base_sequence_only(self, tokenizer, tokens):
+        fine, base, coarse, position = tokens
+        act = tokenizer(fine, base, coarse, position).act
+        assert torch.equal(tokenizer(fine + 1, base, coarse - 1, position).act, act)
+        assert (tokenizer(fine, base + torch.randn_like(base), coarse, position).act - act).abs().max() > 1e-3
+
+    def test_layers_start_from_different_weights(self, tokenizer):
+        assert not torch.equal(tokenizer.layers[0].linear1.weight, tokenizer.layers[1].linear1.weight)
+
+    def test_everything_learns(self, tokenizer, tokens):
+        encoded = tokenizer(*tokens)
+        (encoded.act.square().sum() + encoded.fine[..., 0].square().sum()).backward()
+        assert all(p.grad is not None for p in tokenizer.parameters())
+
+
+def test_jitter_has_the_papers_strength():
+    tokens = torch.randn(1, 2000, 16) * torch.linspace(0.5, 3, 2000)[:, None]
+    jitter = FeatureJitter(scale=20.0)
+    noise = (jitter(tokens) - tokens) / (tokens.norm(dim=-1, keepdim=True) / 16 * 20)
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_jitter_is_for_training_and_by_chance_per_cloud():
+    tokens = torch.randn(200, 3, 4)
+    assert torch.equal(FeatureJitter().eval()(tokens), tokens)
+    assert torch.equal(FeatureJitter(scale=0.0)(tokens), tokens)
+    assert torch.equal(FeatureJitter(probability=0.0)(tokens), tokens)
+    changed = (FeatureJitter(probability=0.5)(tokens) != tokens).flatten(1)
+    assert torch.equal(changed.any(1), changed.all(1))
+    assert 60 < changed.any(1).sum() < 140

@@ -1,0 +1,139 @@
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import PROVENANCE, RESULT, parse
+
+from anomaly3d.errors import InputError
+from anomaly3d.metrics.result import METRICS
+from anomaly3d.report.comparison import (
+    category_tables,
+    compare,
+    compare_categories,
+    comparison_tables,
+    write_comparison,
+)
+from anomaly3d.report.tables import evaluation_frame
+
+CATEGORIES = ["cup", "bed", "vase"]
+
+
+def make_runs(seeds: tuple[int, ...] = (0, 1, 2), datasets: tuple[str, ...] = ("B-set", "A-set")) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    keys = itertools.product(["sedir", "mamba3dad"], ["unified", "per-category"], datasets, seeds, CATEGORIES)
+    return pd.DataFrame(
+        {
+            "method": method,
+            "setting": setting,
+            "dataset": dataset,
+            "seed": seed,
+            "protocol": "paper" if method == "mamba3dad" else "strict",
+            "category": category,
+            **{metric: rng.random() for metric in METRICS},
+            "device": "cpu",
+        }
+        for method, setting, dataset, seed, category in keys
+    )
+
+
+def naive(runs: pd.DataFrame, method: str, setting: str, dataset: str, metric: str) -> tuple[float, float]:
+    means = {}
+    for row in runs.to_dict("records"):
+        if (row["method"], row["setting"], row["dataset"]) == (method, setting, dataset):
+            means.setdefault(row["seed"], []).append(row[metric])
+    per_seed = [np.nanmean(values) for values in means.values()]
+    return float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (7,)])
+def test_means_and_deviations_equal_a_loop(seeds):
+    runs = make_runs(seeds)
+    runs.loc[runs.category == "bed", "p_auroc"] = math.nan
+    table = compare(runs.sample(frac=1, random_state=0))
+    assert len(table) == 8
+    assert set(table.seeds) == {len(seeds)}
+    assert set(table.categories) == {2}
+    for row in table.to_dict("records"):
+        for metric in METRICS:
+            expected = naive(runs, row["method"], row["setting"], row["dataset"], metric)
+            assert (row[f"{metric}_mean"], row[f"{metric}_std"]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_rows_and_tables_come_in_order_of_appearance():
+    runs = make_runs((0,))
+    order = list(compare(runs)[["method", "setting", "dataset"]].itertuples(index=False, name=None))
+    assert order == list(itertools.product(["sedir", "mamba3dad"], ["unified", "per-category"], ["B-set", "A-set"]))
+    assert [table.title for table in comparison_tables(runs)] == ["B-set", "A-set"]
+
+
+def test_table_shows_percent_deviation_protocol_and_provenance():
+    runs = make_runs()
+    table = comparison_tables(runs, ["commit 12ab · torch 2.13"])[0].markdown()
+    heading, body = parse(table)
+    assert heading == ["method", "setting", "protocol", "O-AUROC", "O-AUPR", "P-AUROC", "P-AUPR", "seeds"]
+    mean, std = naive(runs, "mamba3dad", "per-category", "B-set", "p_aupr")
+    assert body[3] == ["mamba3dad", "per-category", "paper", *body[3][3:6], f"{100 * mean:.1f} ± {100 * std:.1f}", "3"]
+    assert "Percent; mean over 3 of 3 categories, ± sample deviation over seeds." in table
+    assert table.rstrip().endswith("commit 12ab · torch 2.13")
+    assert "±" not in comparison_tables(make_runs((0,)))[0].markdown()
+
+
+def test_a_mean_over_fewer_categories_is_pointed_out():
+    runs = make_runs()
+    missing = (runs.method == "sedir") & (runs.setting == "unified") & (runs.seed == 1) & (runs.category == "bed")
+    text = "\n".join(table.markdown() for table in comparison_tables(runs.drop(index=runs.index[missing])))
+    assert text.count("sedir (unified, strict) has a mean over 2 categories only") == 2  # one per data set
+    assert "sedir (per-category, strict) has" not in text
+
+
+def test_a_metric_that_no_category_defines_is_a_dash():
+    runs = make_runs((0,), ("A-set",))
+    runs["p_auroc"] = runs["p_aupr"] = math.nan
+    heading, body = parse(comparison_tables(runs)[0].markdown())
+    assert {row[heading.index("P-AUROC")] for row in body} == {"–"}
+    assert set(compare(runs).categories) == {3}
+
+
+def test_category_tables_hold_each_cell_and_the_means():
+    runs = make_runs(datasets=("A-set",))
+    table = category_tables(runs, "o_aupr", ["device cpu"])[0]
+    heading, body = parse(table.markdown())
+    assert table.title == "A-set: O-AUPR"
+    assert heading[1:3] == ["sedir (unified, strict)", "sedir (per-category, strict)"]
+    assert [row[0] for row in body] == [*CATEGORIES, "**mean**"]
+    cell = runs[(runs.method == "sedir") & (runs.setting == "per-category") & (runs.category == "vase")].o_aupr
+    assert body[2][2] == f"{100 * cell.mean():.1f} ± {100 * cell.std():.1f}"
+    mean, std = naive(runs, "sedir", "unified", "A-set", "o_aupr")
+    assert body[3][1] == f"**{100 * mean:.1f} ± {100 * std:.1f}**"
+
+
+def test_files_round_trip(tmp_path):
+    runs = make_runs()
+    paths = write_comparison(runs, tmp_path / "tables", ["commit 12ab"])
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(path.name for path in paths)
+    read = [pd.read_csv(tmp_path / "tables" / f"{name}.csv") for name in ("comparison", "comparison_by_category")]
+    pd.testing.assert_frame_equal(read[0], compare(runs), check_exact=True)
+    pd.testing.assert_frame_equal(read[1], compare_categories(runs), check_exact=True)
+    assert len(read[1]) == 8 * len(CATEGORIES)
+    by_category = (tmp_path / "tables" / "comparison_by_category.md").read_text(encoding="utf-8")
+    assert by_category.count("commit 12ab") == 2 * len(METRICS)
+
+
+def test_files_of_single_evaluations_can_be_compared():
+    other = {**PROVENANCE, "seed": 4}
+    runs = pd.concat([evaluation_frame(RESULT, PROVENANCE), evaluation_frame(RESULT, other)])
+    (row,) = compare(runs).to_dict("records")
+    assert row["seeds"] == 2
+    assert row["o_aupr_mean"] == RESULT.mean["o_aupr"]
+    assert row["o_aupr_std"] == 0
+    assert row["categories"] == 1  # the point metrics are of cup alone
+
+
+def test_bad_tables_of_runs_are_refused():
+    runs = make_runs((0,))
+    with pytest.raises(InputError, match="lacks the columns seed, p_aupr"):
+        compare(runs.drop(columns=["seed", "p_aupr"]))
+    with pytest.raises(InputError, match="more than one row for method sedir, setting unified"):
+        compare(pd.concat([runs, runs.iloc[:1]]))
