@@ -23,7 +23,7 @@ class Discriminator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1))
 
     def forward(self, features: Float[Tensor, "B S D"], coordinates: Float[Tensor, "B S 3"]) -> Float[Tensor, "B S"]:
         """One logit per slot; larger is more anomalous."""

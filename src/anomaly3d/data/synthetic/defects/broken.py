@@ -92,7 +92,8 @@ def _fracture(
     belongs = own[edge][KDTree(surface.points[edge]).query(points)[1]]
     distance, nearest = surface.tree.query(points, k=4)
     towards = np.einsum("nkd,nkd->nk", points[:, None] - surface.points[nearest], surface.normals[nearest])
-    inside = (towards / np.maximum(distance, 1e-9)).sum(axis=1) < 0
+    # All four must agree: beside an edge the face round the corner alone would let points outside through.
+    inside = (towards < 0).all(axis=1)
     take = belongs & inside & (distance[:, 0] > 0.3 * spacing)
     slope = roughness.slope(place[take])
     stretch = np.sqrt(1 + (slope**2).sum(axis=1))

@@ -52,7 +52,12 @@ def _on_surface(surface: Surface, site: Site, reach: float, height: float) -> tu
 def _through_wall(surface: Surface, site: Site, reach: float, height: float) -> tuple[np.ndarray, ...]:
     """One field for both sides of a thin wall: it depends on the place beside the axis and fades with depth."""
     index = np.asarray(surface.tree.query_ball_point(surface.points[site.seed], 1.2 * reach))
-    index = surface.connected(index, site.seed)
+    local = site.local(surface, index)
+    # The point under the seed: the two sides of a plate hang together only around its edge.
+    opposite = surface.normals[index] @ site.frame[2] < -0.3
+    miss = np.abs(local + np.array([0, 0, site.thickness])).sum(axis=1)
+    below = int(index[np.where(opposite, miss, np.inf).argmin()])
+    index = np.union1d(surface.connected(index, site.seed), surface.connected(index, below))
     local = site.local(surface, index)
     radial = np.concatenate([local[:, :2], np.zeros((len(index), 1))], axis=1)
     fraction, slope = _profile(np.linalg.norm(radial, axis=1), reach)

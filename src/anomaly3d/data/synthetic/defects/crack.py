@@ -47,7 +47,7 @@ def crack(surface: Surface, rng: np.random.Generator, size: float) -> Defect:
     place, normal, taper = (np.concatenate(parts) for parts in zip(*(run.dense() for run in runs), strict=True))
     distance, nearest = KDTree(place).query(surface.points, distance_upper_bound=1.5 * width)
     index = np.flatnonzero(np.isfinite(distance))
-    nearest = nearest[index]
+    nearest = np.asarray(nearest)[index]
     offset, direction = surface.points[index] - place[nearest], normal[nearest]
     offset -= np.einsum("ij,ij->i", offset, direction)[:, None] * direction
     lateral = np.linalg.norm(offset, axis=1)
@@ -107,7 +107,7 @@ class _Walker:
             heading_now = unit(heading_now - (heading_now @ normal) * normal)
             heading = unit(heading - (heading @ normal) * normal)
             target = here + self._step * heading_now
-            near = surface.tree.query(target, k=8)[1]
+            near = np.asarray(surface.tree.query(target, k=8)[1])
             ahead = (surface.points[near] - here) @ heading_now > 0.4 * self._step
             same_side = surface.normals[near] @ normal > -0.2
             if not (ahead & same_side).any():
@@ -123,7 +123,7 @@ class _Walker:
         return _Run(surface, index, normals)
 
     def _normal(self, at: int) -> np.ndarray:
-        near = self._surface.tree.query(self._surface.points[at], k=12)[1]
+        near = np.asarray(self._surface.tree.query(self._surface.points[at], k=12)[1])
         normals = self._surface.normals[near]
         return unit(normals[normals @ self._surface.normals[at] > 0.2].mean(axis=0))
 
