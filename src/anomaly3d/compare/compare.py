@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from anomaly3d.compare.grid import Method, Run, Setting, expand
 from anomaly3d.compare.pictures import draw_heatmaps
@@ -84,29 +84,29 @@ def finished(run: Run) -> bool:
 
 def execute_all(runs: list[Run], jobs: int) -> None:
     """Run the waiting part of a grid, `jobs` at a time; the first failure ends it."""
-    waiting, running = list(runs), dict[Run, subprocess.Popen[bytes]]()
+    waiting = list(runs)
+    running: list[tuple[Run, subprocess.Popen[bytes], TaskID]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         overall = progress.add_task("runs", total=len(runs))
-        bars: dict[Run, Any] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    running[run] = start(run, jobs)
-                    bars[run] = progress.add_task(run.name, total=None)
+                    running.append((run, start(run, jobs), progress.add_task(run.name, total=None)))
                 time.sleep(0.2)
-                for run, process in list(running.items()):
-                    show_progress(progress, bars[run], run)
+                for entry in list(running):
+                    run, process, bar = entry
+                    show_progress(progress, bar, run)
                     if process.poll() is None:
                         continue
-                    del running[run]
-                    progress.remove_task(bars.pop(run))
+                    running.remove(entry)
+                    progress.remove_task(bar)
                     progress.advance(overall)
                     if process.returncode != 0:
                         raise InputError(failure(run))
         finally:
-            for process in running.values():
+            for _, process, _ in running:
                 process.kill()
 
 
@@ -130,7 +130,7 @@ def start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
         )
 
 
-def show_progress(progress: Progress, bar: Any, run: Run) -> None:
+def show_progress(progress: Progress, bar: TaskID, run: Run) -> None:
     """Epochs of one running training."""
     file = run.folder / "progress.json"
     if file.exists():

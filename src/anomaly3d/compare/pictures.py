@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ def draw_heatmaps(runs: list[Run], target: Path) -> Path | None:
         if run.seed != runs[0].seed:
             continue
         column = f"{run.method}\n{run.setting}"
-        for file in sorted((run.folder / "log" / "point_scores").glob("*.npz")):
+        log = json.loads((run.folder / "record.json").read_text())["log"]
+        for file in sorted((run.folder / log / "point_scores").glob("*.npz")):
             kept = np.load(file)
             name = str(kept["sample_id"])
             columns.setdefault(column)

@@ -32,9 +32,10 @@ class Progress(Callback):
 
 def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     """Train (or go on training), test, and write `record.json`, in that order."""
+    # A folder per attempt: a run that was killed keeps the curve of its first part.
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "", "version": "log"},
+        "init_args": {"save_dir": str(folder), "name": "log"},
     }
     cli = AnomalyCLI(
         [
@@ -56,8 +57,10 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     trained = time.perf_counter()
     trainer.test(module, data, verbose=False)
     tested = time.perf_counter()
-    record = json.loads((folder / "log" / "test" / "record.json").read_text())
+    log = Path(trainer.log_dir or folder)
+    record = json.loads((log / "test" / "record.json").read_text())
     record |= {
+        "log": str(log.relative_to(folder)),
         "fingerprint": fingerprint,
         "dataset": data.root.name,
         "command": shlex.join(["anomaly3d", "fit", *arguments]),

@@ -28,7 +28,11 @@ def read_pcd(path: Path) -> Float[np.ndarray, "N 3"]:
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever a parser meets in a file that is no PCD
-        reason = "broken header" if isinstance(error, ValidationError) else (str(error) or type(error).__name__).splitlines()[0]
+        reason = (
+            "broken header"
+            if isinstance(error, ValidationError)
+            else (str(error) or type(error).__name__).splitlines()[0]
+        )
         raise InputError(f"{path}: no PCD file, or a truncated one ({reason}). {_REMEDY}") from error
     if not {"x", "y", "z"} <= set(cloud.fields):
         raise InputError(f"{path}: a PCD with the fields {' '.join(cloud.fields)}; x, y and z are needed.")

@@ -6,6 +6,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ class DataCLI(AnomalyCLI):
         super().__init__(args, run=False)
 
     def instantiate_classes(self) -> None:
-        """The data module alone."""
-        self.datamodule = self.parser.instantiate_classes(self.config)["data"]
+        """The data module alone; its arguments are plain values."""
+        data = self.config["data"]
+        module, _, name = data["class_path"].rpartition(".")
+        self.datamodule = getattr(import_module(module), name)(**vars(data["init_args"]))
 
 
 def run(args: list[str]) -> None:

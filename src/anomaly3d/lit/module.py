@@ -147,9 +147,7 @@ class AnomalyModule(L.LightningModule):
         path = self.trainer.ckpt_path
         made_by = checkpoint.get("anomaly3d")
         if made_by is None:
-            raise InputError(
-                f"{path}: not written by anomaly3d; give a checkpoint of {ours} that `anomaly3d fit` made"
-            )
+            raise InputError(f"{path}: not written by anomaly3d; give a checkpoint of {ours} that `anomaly3d fit` made")
         if made_by["detector"] != ours:
             raise InputError(
                 f"{path}: holds a {made_by['detector']}, but the configuration builds a {ours}; "

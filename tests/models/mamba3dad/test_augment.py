@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from anomaly3d.models.mamba3dad.augment import Augmentation
 
-STILL = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout": 0.0, "translation": 0.0}
+STILL: dict[str, Any] = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout": 0.0, "translation": 0.0}
 
 
 def cloud(n: int = 500) -> torch.Tensor:
@@ -62,7 +64,7 @@ def test_scale_dropout_and_translation_stay_in_range_and_vary() -> None:
 
 def test_dropout_leaves_the_points_the_patches_need() -> None:
     augment = Augmentation(**STILL | {"dropout": 0.5, "min_points": 98})
-    assert all(98 <= len(augment(cloud(100))) for _ in range(50))
+    assert all(len(augment(cloud(100))) >= 98 for _ in range(50))
     assert len(Augmentation(**STILL | {"dropout": 0.5, "min_points": 200})(cloud(100))) == 100
 
 

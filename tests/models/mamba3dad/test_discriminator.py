@@ -32,7 +32,8 @@ def test_equals_loops_over_slots_and_heads() -> None:
                 weights = np.exp(logits - logits.max())
                 attended[s, part] = weights @ value[:, part] / weights.sum()
         x = x + linear(model.attention.out_proj, attended)
-        expected = linear(model.head[2], gelu(linear(model.head[0], x)))[:, 0]  # pyright: ignore[reportArgumentType]
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        expected = linear(model.head[3], gelu(linear(model.head[1], x)))[:, 0]  # pyright: ignore[reportArgumentType]
         np.testing.assert_allclose(out[b], expected, atol=1e-9)
 
 

@@ -7,13 +7,13 @@ from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
 
 
 def test_noise_is_gamma_sigma_on_the_labelled_slots_and_nowhere_else() -> None:
-    generator = AnomalyGenerator(gamma=2.0)
+    generator = AnomalyGenerator(gamma=6.0)
     q = torch.randn(8, 1000, 32)
     noisy, labels = generator(q)
     assert labels.mean().item() == pytest.approx(0.05, abs=0.01)
     assert torch.equal(noisy[labels == 0], q[labels == 0])
     noise = (noisy - q)[labels == 1]
-    assert noise.std().item() == pytest.approx(2.0 * 0.05, rel=0.05)
+    assert noise.std().item() == pytest.approx(6.0 * 0.05, rel=0.05)
     assert noise.mean().item() == pytest.approx(0, abs=0.01)
     assert (noise.abs().amax(dim=1) > 0).all()
 
@@ -25,9 +25,20 @@ def test_passes_features_unchanged_in_evaluation() -> None:
     assert not labels.any()
 
 
-@pytest.mark.parametrize("gamma", [0.05, 1.0, 7.0])
-def test_gamma_starts_where_it_should(gamma: float) -> None:
-    assert AnomalyGenerator(gamma=gamma).gamma.item() == pytest.approx(gamma, rel=1e-4)
+@pytest.mark.parametrize(("gamma", "start"), [(0.05, 0.1), (1.0, 1.0), (7.0, 7.0), (90.0, 20.0)])
+def test_gamma_starts_where_it_should(gamma: float, start: float) -> None:
+    assert AnomalyGenerator(gamma=gamma, gamma_range=(0.1, 20.0)).gamma.item() == pytest.approx(start, rel=1e-4)
+
+
+def test_gamma_leaves_the_end_it_starts_at() -> None:
+    generator = AnomalyGenerator(gamma_range=(1.0, 2.0))
+    for sign, expected in ((1, 2.0), (-1, 1.0)):
+        optimiser = torch.optim.SGD(generator.parameters(), lr=0.05)
+        for _ in range(60):
+            optimiser.zero_grad()
+            (-sign * generator.gamma).backward()
+            optimiser.step()
+        assert generator.gamma.item() == pytest.approx(expected)
 
 
 def test_gamma_is_learned_and_held_by_its_range() -> None:
@@ -46,17 +57,18 @@ def test_gamma_is_learned_and_held_by_its_range() -> None:
 
 
 def test_gradient_of_gamma_equals_finite_differences() -> None:
-    generator, q, weight = AnomalyGenerator(gamma=1.0), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
+    generator, q, weight = AnomalyGenerator(gamma=6.0), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
 
     def value() -> torch.Tensor:
         torch.manual_seed(3)
         return (generator(q).features.square() * weight).sum()
 
     value().backward()
-    assert generator.raw_gamma.grad is not None
+    gradient = generator.raw_gamma.grad
+    assert gradient is not None
     with torch.no_grad():
-        generator.raw_gamma += 0.01
+        generator.raw_gamma.add_(0.01)
         up = value()
-        generator.raw_gamma -= 0.02
+        generator.raw_gamma.sub_(0.02)
         down = value()
-    assert generator.raw_gamma.grad.item() == pytest.approx((up - down).item() / 0.02, rel=0.02)
+    assert gradient.item() == pytest.approx((up - down).item() / 0.02, rel=0.02)

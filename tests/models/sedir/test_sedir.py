@@ -289,3 +289,24 @@ def test_training_finds_a_dent_that_the_untrained_model_does_not():
         optimizer.step()
     trained = p_auroc()
     assert trained > max(0.8, untrained + 0.1), (untrained, trained)
+
+
+def test_standardise_is_learnt_in_training_and_off_under_paper():
+    batch = make_batch()
+    detector = make_detector(dropout=0.0, jitter_scale=0.0)
+    detector.loss(batch)
+    assert detector.standardiser.clouds == 2
+    detector.eval().loss(batch)
+    assert detector.standardiser.clouds == 2
+    view = detector.view(detector.patches(batch))
+    base = view.base.flatten(0, 1)
+    expected = (view.base - base.mean(0)) / (base.var(0, correction=0) + 1e-6).sqrt()
+    torch.testing.assert_close(detector.standardised(view).base, expected, rtol=1e-3, atol=1e-3)
+    difference = detector.reconstruct(detector.standardised(view)).tokens - expected
+    torch.testing.assert_close(detector.loss(batch)["reconstruction"], difference.square().mean(), rtol=1e-3, atol=0)
+    for settings in ({"protocol": "paper"}, {"standardise": False}):
+        raw = make_detector(**settings)
+        raw.loss(batch)
+        assert raw.standardiser.clouds == 0
+        assert torch.equal(raw.standardised(view).base, view.base)
+    assert make_detector(protocol="paper", standardise=True).standardise

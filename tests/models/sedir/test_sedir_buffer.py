@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from anomaly3d.models.sedir.buffer import ContrastiveBuffer
+from anomaly3d.models.sedir.standardise import TokenStandardiser
 
 
 def rows(values: list[int]) -> Tensor:
@@ -87,21 +88,31 @@ def test_checkpoint_roundtrip_is_exact(tmp_path: Path, eviction):
     assert content(buffer) == content(restored)
 
 
+def _tokens(rank: int) -> Tensor:
+    return torch.randn(2 - rank, 5, 3, generator=torch.Generator().manual_seed(rank))
+
+
 def _rank(rank: int, store: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     buffer = ContrastiveBuffer(6, 2)
     for step, sizes in enumerate([(2, 2), (2, 1), (0, 1)]):  # ranks with unequal and with no rows
         values = [100 * rank + 10 * step + i for i in range(sizes[rank])]
         buffer.push(rows(values), torch.full((len(values),), rank))
-    torch.save((content(buffer), buffer.state_dict()), f"{out}/{rank}.pt")
+    standardiser = TokenStandardiser(3)
+    standardiser.observe(_tokens(rank))
+    state = buffer.state_dict() | standardiser.state_dict()
+    torch.save((content(buffer), state), f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_gathered_buffer(tmp_path: Path):
+def test_two_processes_hold_the_same_gathered_buffer_and_statistics(tmp_path: Path):
     os.environ["OMP_NUM_THREADS"] = "1"
     spawn(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     (first, state), (second, other) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     everything = [(0, 0), (1, 0), (100, 1), (101, 1), (10, 0), (11, 0), (110, 1), (120, 1)]
     assert first == second == everything[-6:]
     assert all(torch.equal(state[k], other[k]) for k in state)
+    tokens = torch.cat([_tokens(0), _tokens(1)]).flatten(0, 1)
+    torch.testing.assert_close(state["mean"], tokens.mean(0))
+    torch.testing.assert_close(state["variance"], tokens.var(0, correction=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import KDTree
 
 
 def visible_points(
@@ -53,8 +54,6 @@ def orient_outward(points: np.ndarray, normals: np.ndarray, spacing: float, view
     Each view that sees a point votes with the cosine; a point no view sees takes the vote of its neighbours.
     Unlike "away from the centroid" this is right inside bores and on rings.
     """
-    from scipy.spatial import KDTree
-
     vote = np.zeros(len(points))
     for direction in directions(views, np.random.default_rng(0)):
         seen = visible_points(points, normals, direction, spacing, facing=False)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class Discriminator(nn.Module):
     """Slot coordinate embedded and added, one pre-norm self-attention over the slots, a two-layer head.
 
+    The head normalises its input first [ours]: noise lengthens a LayerNormed feature, which no clean feature of a test
+    cloud ever shows, so a head that sees lengths learns to tell the noise and nothing else.
+
     Args:
         width: channels of a slot (D).
         heads: attention heads. [paper]
@@ -23,7 +26,9 @@ class Discriminator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1)
+        )
 
     def forward(self, features: Float[Tensor, "B S D"], coordinates: Float[Tensor, "B S 3"]) -> Float[Tensor, "B S"]:
         """One logit per slot; larger is more anomalous."""

@@ -20,14 +20,18 @@ class Corrupted(NamedTuple):
 class AnomalyGenerator(nn.Module):
     """q~ = q + gamma * m * eps with eps ~ N(0, sigma^2 I) and one Bernoulli(p) mask m per slot.
 
-    In evaluation mode features pass unchanged. gamma = softplus of a free parameter, clamped to `gamma_range`; the
-    BCE rewards an ever larger gamma (a louder anomaly is easier to tell), so the upper end is what holds it.
+    In evaluation mode features pass unchanged. gamma = softplus of a free parameter, held in `gamma_range`. Both ends
+    matter. The BCE rewards an ever larger gamma (a louder anomaly is easier to tell), and the upper end stops that. At
+    the paper's initial 0.05 the noise has a standard deviation of 0.0025 beside features of about 1: the discriminator
+    cannot see it, so no gradient worth the name reaches gamma either, and an optimiser that moves a parameter by 1e-4
+    a step would take ten thousand of them to get anywhere. The lower end is therefore where training really starts;
+    (0, 10) is the literal reading. The gradient passes the clamp unchanged, so that gamma does not stick to an end.
 
     Args:
         probability: p. [paper]
         sigma: standard deviation of the noise per channel, before gamma. [paper]
-        gamma: initial value. [paper]
-        gamma_range: clamp. [inferred]
+        gamma: initial value, before the clamp. [paper]
+        gamma_range: least and greatest gamma. [inferred]
     """
 
     def __init__(
@@ -35,18 +39,20 @@ class AnomalyGenerator(nn.Module):
         probability: float = 0.05,
         sigma: float = 0.05,
         gamma: float = 0.05,
-        gamma_range: tuple[float, float] = (0.01, 10.0),
+        gamma_range: tuple[float, float] = (5.0, 10.0),
     ) -> None:
         super().__init__()
         self.probability = probability
         self.sigma = sigma
         self.gamma_range = gamma_range
-        self.raw_gamma = nn.Parameter(torch.tensor(math.log(math.expm1(gamma))))
+        start = min(max(gamma, gamma_range[0]), gamma_range[1])
+        self.raw_gamma = nn.Parameter(torch.tensor(start + math.log(-math.expm1(-start))))  # softplus, inverted
 
     @property
     def gamma(self) -> Float[Tensor, ""]:
         """The noise's learned factor."""
-        return nn.functional.softplus(self.raw_gamma).clamp(*self.gamma_range)
+        free = nn.functional.softplus(self.raw_gamma)
+        return free + (free.clamp(*self.gamma_range) - free).detach()
 
     def forward(self, features: Float[Tensor, "B S D"]) -> Corrupted:
         """Corrupt slots of normal features."""

@@ -67,8 +67,9 @@ class Mamba3dAD(Detector):
         max_state_norm: limit of A's spectral norm. [paper]
         noise_probability: share of slots corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
-        gamma: initial factor of the corruption. [paper]
-        gamma_range: clamp of gamma. [inferred]
+        gamma: initial factor of the corruption, before the clamp. [paper]
+        gamma_range: least and greatest factor; with (0, 10) the paper's initial noise is too small to be learned from.
+            [inferred]
         heads: attention heads of the discriminator. [paper]
         dropout: in the discriminator. [paper]
         entropy_weight: of L_ent. [paper]
@@ -110,7 +111,7 @@ class Mamba3dAD(Detector):
         noise_probability: float = 0.05,
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
-        gamma_range: tuple[float, float] = (0.01, 10.0),
+        gamma_range: tuple[float, float] = (5.0, 10.0),
         heads: int = 8,
         dropout: float = 0.1,
         entropy_weight: float = 0.01,
@@ -164,7 +165,7 @@ class Mamba3dAD(Detector):
 
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
-        """Point scores are the logits carried back to every point of the file, an object's score is its largest logit."""
+        """Logits carried back to every point of the file; an object's score is its largest slot logit."""
         groups = self.sampler(batch)
         ordered = self._sort(groups)
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()

@@ -13,7 +13,7 @@ from anomaly3d.ops.precision import no_autocast
 
 
 def patch_scores(logits: Float[Tensor, "B S"], plan: Float[Tensor, "B T S"], patches: int) -> Float[Tensor, "B M"]:
-    """A token's score is the mean of its slots' logits under the row-normalised plan, a patch's the maximum over layers."""
+    """Tokens average their slots' logits under the row-normalised plan; a patch takes the maximum over its layers."""
     with no_autocast(plan):
         tokens = einsum(row_distribution(plan), logits.float(), "b t s, b s -> b t")
     return rearrange(tokens, "b (l m) -> b l m", m=patches).amax(dim=1)

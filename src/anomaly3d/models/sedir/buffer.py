@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from anomaly3d.models.sedir.ranks import gather_ranks
 
 Eviction = Literal["fifo", "balanced"]
 
@@ -58,25 +59,3 @@ class ContrastiveBuffer(nn.Module):
         count = torch.bincount(torch.cat([self.category, newcomer[None]]))
         most = count[self.category] == count[self.category].max()
         return self.stamp.masked_fill(~most, torch.iinfo(self.stamp.dtype).max).argmin()
-
-
-def gather_ranks(embedding: Float[Tensor, "B Z"], category: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-    """The rows of all ranks, rank zero's first; the input itself without distributed training.
-
-    Ranks may hold different numbers of rows (the last batch of an epoch).
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return embedding, category
-    count = torch.tensor([len(embedding)], device=embedding.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    longest = max(int(c) for c in counts)
-
-    def gather(rows: Tensor) -> Tensor:
-        padded = rows.new_zeros(longest, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
-
-    return gather(embedding), gather(category)

@@ -20,6 +20,7 @@ from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer, Encoded, position
 from anomaly3d.models.sedir.geometry import GeometryBias, GeometrySource, geometry_descriptor
 from anomaly3d.models.sedir.ggd import GeometryGuidedDecoder
 from anomaly3d.models.sedir.jitter import FeatureJitter
+from anomaly3d.models.sedir.standardise import TokenStandardiser
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 
@@ -73,6 +74,8 @@ class SeDiR(Detector):
         backbone_size: architecture of the frozen Point-MAE [paper: base].
         backbone_weights: path of its checkpoint, or `random` for measurements without one.
         backbone_blocks: blocks whose normalised tokens are joined, counted from 1 [inferred].
+        standardise: rebuild tokens in units of their variation over the training clouds [ours]; by default under
+            `strict` and not under `paper`.
         protocol: `strict` does not depend on the order of the file's points; `paper` makes the paper's literal choices.
         normalise: override the protocol's normalisation of token errors.
         smooth: override the protocol's smoothing of token errors.
@@ -109,6 +112,7 @@ class SeDiR(Detector):
         backbone_size: Size = "base",
         backbone_weights: str = "random",
         backbone_blocks: Sequence[int] = (4,),
+        standardise: bool | None = None,
         protocol: Protocol = "strict",
         normalise: Normalise | None = None,
         smooth: Smooth | None = None,
@@ -131,6 +135,8 @@ class SeDiR(Detector):
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)
 
+        self.standardiser = TokenStandardiser(token_width)
+        self.standardise = protocol == "strict" if standardise is None else standardise
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
         self.tokenizer = CoarseToFineTokenizer(token_width, width, encoder_depth, heads, hidden, dropout)
@@ -156,6 +162,9 @@ class SeDiR(Detector):
 
     def loss_of(self, view: FrozenView, category: Tensor) -> dict[str, Tensor]:
         """The losses of clouds whose frozen view is at hand."""
+        if self.standardise and self.training:
+            self.standardiser.observe(view.base)
+        view = self.standardised(view)
         encoded, z, tokens = self.reconstruct(view)
         terms = self.contrast.loss(encoded, z, category)
         terms["reconstruction"] = (tokens.float() - view.base).square().mean()
@@ -165,7 +174,7 @@ class SeDiR(Detector):
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Scores from the distance of each frozen token to its reconstruction, and the predicted category."""
         groups = self.patches(batch)
-        view = self.view(groups)
+        view = self.standardised(self.view(groups))
         encoded, _, tokens = self.reconstruct(view)
         errors = (tokens.float() - view.base).norm(dim=-1)
         logits = None if self.contrast.classifier is None else self.contrast.logits(encoded)
@@ -182,6 +191,13 @@ class SeDiR(Detector):
         clouds = groups.cloud if self.geometry_source == "cloud" else None
         geometry = geometry_descriptor(groups.centres, self.geometry_radius, clouds)
         return FrozenView(fine.float(), base.float(), coarse.float(), groups.centres, geometry)
+
+    def standardised(self, view: FrozenView) -> FrozenView:
+        """The view as `reconstruct` expects it; the same affine map for all resolutions, if any."""
+        if not self.standardise:
+            return view
+        fine, base, coarse = (self.standardiser(tokens) for tokens in (view.fine, view.base, view.coarse))
+        return view._replace(fine=fine, base=base, coarse=coarse)
 
     def reconstruct(self, view: FrozenView) -> Reconstruction:
         """The trainable part: encode three resolutions, sum them up in z, and decode the base tokens."""

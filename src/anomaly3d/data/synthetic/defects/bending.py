@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import KDTree
 
 from anomaly3d.data.synthetic.defects.common import THRESHOLD, Defect
 from anomaly3d.data.synthetic.defects.protrusion import choose_protrusion
@@ -61,7 +62,5 @@ def _weak_direction(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 
 def _touching(fixed: np.ndarray, moved: np.ndarray, radius: float) -> int:
-    from scipy.spatial import KDTree
-
     distance = KDTree(fixed, balanced_tree=False, compact_nodes=False).query(moved, distance_upper_bound=radius)[0]
     return int(np.isfinite(distance).sum())

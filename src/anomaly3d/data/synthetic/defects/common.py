@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly3d.data.synthetic.surface import Surface
+from anomaly3d.data.synthetic.surface import Surface, frame
 
 THRESHOLD = 0.003
 """A point moved by more than this fraction of the diagonal is labelled; no unlabelled point is moved by more."""
@@ -69,8 +69,6 @@ def choose_site(surface: Surface, radius: float, rng: np.random.Generator, candi
 
 
 def _look_at(surface: Surface, seed: int, radius: float, rng: np.random.Generator) -> Site:
-    from anomaly3d.data.synthetic.surface import frame
-
     centre = surface.points[seed]
     index = np.asarray(surface.tree.query_ball_point(centre, radius))
     offset = surface.points[index] - centre
