@@ -40,6 +40,7 @@ class ResultTable(Callback):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
         assert isinstance(module, AnomalyModule)
+        log_dir = trainer.log_dir  # a broadcast: every rank has to ask
         if not trainer.is_global_zero or module.result is None:
             return
         record = {"split": split, **provenance(module.detector)}
@@ -47,9 +48,9 @@ class ResultTable(Callback):
             name: record[name] for name in ("method", "split", "protocol", "seed", "backbone_sha256", "git_commit")
         }
         Console().print(evaluation_table(module.result, shown).console())
-        if trainer.log_dir is None:
+        if log_dir is None:
             return
-        folder = Path(trainer.log_dir) / split
+        folder = Path(log_dir) / split
         csv, _ = write_evaluation(module.result, shown, folder)
         # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
         record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
@@ -69,11 +70,13 @@ class PointScores(Callback):
     def __init__(self, per_category: int = 2) -> None:
         self.per_category = per_category
         self.chosen: set[str] = set()
+        self.folder: Path | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the clouds from the index, without regard to any score."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, PointCloudDataModule)
+        self.folder = None if (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
         self.chosen = {
             sample_id
             for position, category in enumerate(data.category_names)
@@ -93,10 +96,9 @@ class PointScores(Callback):
     ) -> None:
         """Write the chosen clouds of this batch."""
         assert isinstance(outputs, AnomalyPrediction)
-        if trainer.log_dir is None or batch.mask is None or self.chosen.isdisjoint(batch.sample_id):
+        if self.folder is None or batch.mask is None or self.chosen.isdisjoint(batch.sample_id):
             return
-        folder = Path(trainer.log_dir) / "point_scores"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         columns = zip(
             batch.sample_id,
             batch.clouds(),
@@ -108,7 +110,7 @@ class PointScores(Callback):
         for name, xyz, mask, scores, object_score in columns:
             if name in self.chosen:
                 np.savez_compressed(
-                    folder / f"{file_stem(name)}.npz",
+                    self.folder / f"{file_stem(name)}.npz",
                     sample_id=name,
                     xyz=xyz.cpu().numpy(),
                     mask=mask.cpu().numpy(),
@@ -125,10 +127,13 @@ class PredictionFiles(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.folder = Path()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget an earlier run."""
+        """Forget an earlier run; make the folder."""
         self.rows = []
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -143,13 +148,11 @@ class PredictionFiles(Callback):
         from anomaly3d.report.coloured_clouds import save_coloured_ply
 
         assert isinstance(outputs, AnomalyPrediction)
-        folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
         per_point = batch.split(outputs.point_scores)
         for name, xyz, scores, score in zip(
             batch.sample_id, batch.clouds(), per_point, outputs.object_scores, strict=True
         ):
-            target = folder / f"{file_stem(name)}.npy"
+            target = self.folder / f"{file_stem(name)}.npy"
             np.save(target, scores.float().cpu().numpy())
             save_coloured_ply(target.with_suffix(".ply"), xyz.cpu().numpy(), scores.float().cpu().numpy())
             self.rows.append({"sample_id": name, "object_score": float(score), "point_scores": target.name})
@@ -158,15 +161,10 @@ class PredictionFiles(Callback):
         """Write the table of object scores, most anomalous first."""
         if not self.rows:
             return
-        folder = self._folder(trainer)
         rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
-        table = folder / f"objects{rank}.csv"
+        table = self.folder / f"objects{rank}.csv"
         pd.DataFrame(self.rows).sort_values("object_score", ascending=False).to_csv(table, index=False)
         print(f"written: {table}, with point scores and coloured clouds beside it")
-
-    @staticmethod
-    def _folder(trainer: L.Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
 
 
 def choose(records: list[CloudRecord], count: int, turn: int) -> list[str]:

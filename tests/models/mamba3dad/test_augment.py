@@ -10,6 +10,10 @@ from anomaly3d.models.mamba3dad.augment import Augmentation
 STILL: dict[str, Any] = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout": 0.0, "translation": 0.0}
 
 
+def only(**settings: Any) -> Augmentation:
+    return Augmentation(**{**STILL, **settings})
+
+
 def cloud(n: int = 500) -> torch.Tensor:
     points = torch.randn(n, 3)
     return points / points.norm(dim=1).max()
@@ -17,13 +21,13 @@ def cloud(n: int = 500) -> torch.Tensor:
 
 def test_nothing_switched_on_changes_nothing() -> None:
     x = cloud()
-    assert torch.equal(Augmentation(**STILL)(x), x)
+    assert torch.equal(only()(x), x)
 
 
 @pytest.mark.parametrize(("axis", "column"), [("x", 0), ("y", 1), ("z", 2)])
 def test_yaw_is_a_rotation_about_its_axis(axis: str, column: int) -> None:
     x = cloud()
-    augment = Augmentation(**STILL | {"yaw": True, "yaw_axis": axis})
+    augment = only(yaw=True, yaw_axis=axis)
     angles = []
     for _ in range(200):
         y = augment(x)
@@ -39,7 +43,7 @@ def test_yaw_is_a_rotation_about_its_axis(axis: str, column: int) -> None:
 
 
 def test_jitter_is_clipped_gaussian() -> None:
-    moved = Augmentation(**STILL | {"jitter": 0.005})(x := cloud(20_000)) - x
+    moved = only(jitter=0.005)(x := cloud(20_000)) - x
     assert moved.abs().max() <= 0.01 + 1e-6
     assert moved.std() == pytest.approx(0.005 * 0.9594, rel=0.02)  # a normal clipped at 2 sigma has 0.9594 sigma
 
@@ -48,11 +52,11 @@ def test_scale_dropout_and_translation_stay_in_range_and_vary() -> None:
     x = cloud(1000)
     factors, sizes, shifts = [], [], []
     for _ in range(100):
-        factors.append((Augmentation(**STILL | {"scale": 0.05})(x).norm() / x.norm()).item())
-        kept = Augmentation(**STILL | {"dropout": 0.05})(x)
+        factors.append((only(scale=0.05)(x).norm() / x.norm()).item())
+        kept = only(dropout=0.05)(x)
         sizes.append(len(kept))
         assert {tuple(p) for p in kept.tolist()} <= {tuple(p) for p in x.tolist()}
-        shift = Augmentation(**STILL | {"translation": 0.002})(x) - x
+        shift = only(translation=0.002)(x) - x
         torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-6, rtol=0)
         shifts.append(shift[0])
     assert 0.95 <= min(factors) < 0.97
@@ -63,9 +67,9 @@ def test_scale_dropout_and_translation_stay_in_range_and_vary() -> None:
 
 
 def test_dropout_leaves_the_points_the_patches_need() -> None:
-    augment = Augmentation(**STILL | {"dropout": 0.5, "min_points": 98})
+    augment = only(dropout=0.5, min_points=98)
     assert all(len(augment(cloud(100))) >= 98 for _ in range(50))
-    assert len(Augmentation(**STILL | {"dropout": 0.5, "min_points": 200})(cloud(100))) == 100
+    assert len(only(dropout=0.5, min_points=200)(cloud(100))) == 100
 
 
 def test_every_pass_draws_anew_and_a_seed_repeats_it() -> None:

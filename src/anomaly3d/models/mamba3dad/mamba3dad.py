@@ -68,7 +68,7 @@ class Mamba3dAD(Detector):
         noise_probability: share of slots corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
-        gamma_range: least and greatest factor; with (0, 10) the paper's initial noise is too small to be learned from.
+        gamma_range: least and greatest factor; from 0 up, the paper's initial noise is too small to be learned from.
             [inferred]
         heads: attention heads of the discriminator. [paper]
         dropout: in the discriminator. [paper]
@@ -111,7 +111,7 @@ class Mamba3dAD(Detector):
         noise_probability: float = 0.05,
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
-        gamma_range: tuple[float, float] = (5.0, 10.0),
+        gamma_range: tuple[float, float] = (10.0, 20.0),
         heads: int = 8,
         dropout: float = 0.1,
         entropy_weight: float = 0.01,
