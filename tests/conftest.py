@@ -21,7 +21,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Development data in the public layouts (`ANOMALY3D_DATA`, or ../shared/data); tests that use it skip without it."""
+    """Development data in the public layouts (folder ANOMALY3D_DATA); the tests that use it skip without it."""
     folder = Path(os.environ.get("ANOMALY3D_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no development data in {folder}")

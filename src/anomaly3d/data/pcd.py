@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from pydantic import ValidationError
-from pypcd4 import Encoding, PointCloud
+from pypcd4.pypcd4 import Encoding, PointCloud
 
 from anomaly3d.errors import InputError
 

@@ -101,8 +101,8 @@ def check_checkpoint(path: Path) -> None:
 
 def quieten() -> None:
     """Silence what no user can act on; errors and our own warnings stay."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*args parameter is intended to run from within Python.*",
         ".*does not have many workers.*",

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from anomaly3d.errors import InputError
+
 Size = Literal["base", "point_bert", "small", "tiny"]
 
 
@@ -149,7 +151,7 @@ class PointMAE(nn.Module):
         """
         wanted = [self.depth] if blocks is None else list(blocks)
         if not wanted or min(wanted) < 1 or max(wanted) > self.depth:
-            raise ValueError(f"blocks {wanted}: Point-MAE '{self.size}' has blocks 1 to {self.depth}")
+            raise InputError(f"blocks {wanted}: Point-MAE '{self.size}' has blocks 1 to {self.depth}")
         tokens = self.embed(points)
         position = self.pos_embed(centres)
         collected: dict[int, Tensor] = {}

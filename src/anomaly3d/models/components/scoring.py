@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import InputError
 from anomaly3d.ops.grouping import gather_points, interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
@@ -50,13 +51,13 @@ class TokenScoring:
     def __post_init__(self) -> None:
         for name, choices in (("normalise", Normalise), ("smooth", Smooth), ("propagate", Propagate)):
             if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(choices))}.")
+                raise InputError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(choices))}.")
         if self.kernel < 1 or (self.smooth == "token_index" and self.kernel % 2 == 0):
-            raise ValueError(
+            raise InputError(
                 f"The smoothing kernel must be positive, and odd along the token index; got {self.kernel}."
             )
         if self.sigma <= 0:
-            raise ValueError(f"smooth_sigma must be positive; got {self.sigma}.")
+            raise InputError(f"smooth_sigma must be positive; got {self.sigma}.")
 
     @classmethod
     def preset(
@@ -74,7 +75,7 @@ class TokenScoring:
         points and is comparable across clouds (none, spatial, inverse_distance).
         """
         if protocol not in _PRESETS:
-            raise ValueError(f"protocol={protocol!r}: choose from {', '.join(_PRESETS)}.")
+            raise InputError(f"protocol={protocol!r}: choose from {', '.join(_PRESETS)}.")
         preset = _PRESETS[protocol]
         smooth = smooth or preset[1]
         if sigma is None:

@@ -124,6 +124,7 @@ class Mamba3dAD(Detector):
             raise InputError(
                 "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
             )
+        self.protocol = "strict" if canonical else "paper"
         self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
         self.augment = Augmentation(
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups

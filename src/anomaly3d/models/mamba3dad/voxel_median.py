@@ -25,8 +25,9 @@ def ball_median(xyz: Float[Tensor, "N 3"], scores: Float[Tensor, " N"], radius: 
     for start in range(0, len(points), CHUNK):
         part = points[start : start + CHUNK]
         counts = tree.query_ball_point(part, radius, return_length=True)
-        # A margin of one: with the bound, query keeps distances strictly below it, the ball those up to it.
-        _, index = tree.query(part, k=range(1, counts.max() + 1), distance_upper_bound=np.nextafter(radius, np.inf))
+        # With the bound, query keeps distances strictly below it, the ball those up to it.
+        bound, ranks = np.nextafter(radius, np.inf), range(1, int(counts.max()) + 1)
+        _, index = tree.query(part, ranks, distance_upper_bound=bound)  # pyright: ignore[reportArgumentType]
         near = np.sort(values[index], axis=1)
         rows = np.arange(len(part))
         counts = (index < len(points)).sum(axis=1)

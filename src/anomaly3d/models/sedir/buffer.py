@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anomaly3d.errors import InputError
 from anomaly3d.models.sedir.ranks import gather_ranks
 
 Eviction = Literal["fifo", "balanced"]
@@ -33,7 +34,7 @@ class ContrastiveBuffer(nn.Module):
     def __init__(self, size: int, width: int, eviction: Eviction = "fifo") -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"The contrastive buffer needs at least one entry, not {size}.")
+            raise InputError(f"The contrastive buffer needs at least one entry, not {size}.")
         self.eviction = eviction
         self.register_buffer("embedding", torch.zeros(size, width))
         self.register_buffer("category", torch.full((size,), -1))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
@@ -122,7 +123,8 @@ class SeDiR(Detector):
     ) -> None:
         super().__init__()
         if group_size < 2 or group_size % 2:
-            raise ValueError(f"group_size must be even, for neighbourhoods of k/2, k and 2k points; got {group_size}.")
+            raise InputError(f"group_size must be even, for neighbourhoods of k/2, k and 2k points; got {group_size}.")
+        self.protocol = protocol
         self.neighbourhoods = (group_size // 2, group_size, 2 * group_size)
         self.geometry_radius = geometry_radius
         self.geometry_source = geometry_source

@@ -1,0 +1,63 @@
+"""Every recipe builds through the real command line's parser, and the README names files that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
+    from anomaly3d.lit.cli import DataCLI
+
+    cli = DataCLI(["--config", str(recipe)])
+    method, rest = recipe.stem.split("_", 1)
+    assert cli.config["trainer"]["logger"]["init_args"]["name"] == recipe.stem
+    assert cli.config["data"]["init_args"]["categories"] == "all" or recipe.stem.endswith("per-category")
+    size = "paper" if rest.startswith(("anomaly_shapenet", "real3d_ad")) else "tiny"
+    part = yaml.safe_load((ROOT / f"configs/model/{method}_{size}.yaml").read_text())
+    whole = yaml.safe_load(recipe.read_text())["model"]
+    settings = part["detector"].pop("init_args")
+    found = whole["detector"].pop("init_args")
+    found.pop("voxel_size", None)  # in the unit of the data set's files
+    assert found == settings
+    assert whole == part
+
+
+def test_every_method_has_a_recipe_for_every_data_set_and_setting() -> None:
+    expected = {
+        f"{method}_{data}_{setting}"
+        for method in ("sedir", "mamba3dad")
+        for data in ("anomaly_shapenet", "real3d_ad", "synthetic")
+        for setting in ("unified", "per-category")
+    }
+    assert expected <= {recipe.stem for recipe in RECIPES}
+
+
+@pytest.mark.parametrize("part", ["model/sedir_tiny", "model/mamba3dad_tiny", "trainer/four_gpus", "trainer/cpu"])
+def test_a_part_swaps_into_a_recipe(part: str) -> None:
+    from anomaly3d.lit.cli import DataCLI
+
+    kind, name = part.split("/")
+    method = name.split("_")[0] if kind == "model" else "sedir"
+    recipe = ROOT / f"configs/experiment/{method}_anomaly_shapenet_unified.yaml"
+    cli = DataCLI(["--config", str(recipe), f"--{kind}", str(ROOT / f"configs/{part}.yaml")])
+    wanted = yaml.safe_load((ROOT / f"configs/{part}.yaml").read_text())
+    config = cli.config[kind]
+    if kind == "model":
+        assert config["lr"] == wanted["lr"]
+        wanted, config = wanted["detector"]["init_args"], config["detector"]["init_args"]
+    assert {key: config[key] for key in wanted} == wanted
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"\b(?:configs|benchmarks|docs|src)/[\w./-]+\.(?:yaml|py|png|md)\b", text))
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / name).exists()]
