@@ -310,3 +310,40 @@ def test_standardise_is_learnt_in_training_and_off_under_paper():
         assert raw.standardiser.clouds == 0
         assert torch.equal(raw.standardised(view).base, view.base)
     assert make_detector(protocol="paper", standardise=True).standardise
+
+
+def test_cached_frozen_tokens_give_the_same_losses_bit_for_bit() -> None:
+    generator = torch.Generator().manual_seed(3)
+    clouds = [torch.randn(n, 3, generator=generator) for n in (120, 90, 150)]
+    losses = []
+    for cache_gb in (1.0, 0.0):
+        torch.manual_seed(0)
+        model = SeDiR(
+            num_groups=16,
+            group_size=8,
+            width=32,
+            encoder_depth=1,
+            decoder_depth=1,
+            heads=2,
+            hidden=32,
+            backbone_size="tiny",
+            frozen_cache_gb=cache_gb,
+        )
+        model.configure(["a", "b"])
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        encoded = 0
+
+        def count(*_: object) -> None:
+            nonlocal encoded
+            encoded += 1
+
+        model.backbone.register_forward_hook(count)
+        for step in range(6):
+            pair = [clouds[step % 3], clouds[(step + 1) % 3]]
+            terms = model.loss(PointCloudBatch.pack(pair, ["x", "y"], category=[step % 2, 1]))
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+            losses.append(terms["loss"].item())
+        assert encoded == (3 * 3 if cache_gb else 3 * 2 * 6)
+    assert losses[:6] == losses[6:]

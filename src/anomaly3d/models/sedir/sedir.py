@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
+from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.sedir.buffer import Eviction
@@ -70,6 +72,8 @@ class SeDiR(Detector):
             [inferred]; lower it with few centres, where 7 would span the whole object.
         geometry_source: normals and curvatures from the `centres` [inferred] or from the whole `cloud` around them.
         geometry_beta: initial strength of the geometry bias, learnable [inferred].
+        frozen_cache_gb: memory for the frozen tokens of training clouds, which are not augmented: the same in every
+            epoch [ours]; 0 encodes them at every step, with the same losses.
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than 2 k points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base].
@@ -108,6 +112,7 @@ class SeDiR(Detector):
         geometry_radius: float = 7.0,
         geometry_source: GeometrySource = "centres",
         geometry_beta: float = 1.0,
+        frozen_cache_gb: float = 2.0,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size = "base",
@@ -139,6 +144,7 @@ class SeDiR(Detector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
+        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
         self.tokenizer = CoarseToFineTokenizer(token_width, width, encoder_depth, heads, hidden, dropout)
@@ -160,7 +166,14 @@ class SeDiR(Detector):
         """
         if batch.category is None:
             raise ValueError("SeDiR learns from categories, and this batch has none.")
-        return self.loss_of(self.view(self.patches(batch)), batch.category)
+        views = [
+            self.frozen_views(cloud, partial(self._view_of, cloud, name))
+            for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)
+        ]
+        return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))), batch.category)
+
+    def _view_of(self, cloud: Float[Tensor, "N 3"], name: str) -> FrozenView:
+        return self.view(self.patches(PointCloudBatch.pack([cloud], [name])))
 
     def loss_of(self, view: FrozenView, category: Tensor) -> dict[str, Tensor]:
         """The losses of clouds whose frozen view is at hand."""
