@@ -6,6 +6,7 @@ import json
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import lightning as L
 import numpy as np
@@ -79,10 +80,8 @@ class PointScores(Callback):
         self.folder = None if (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
         self.chosen = {
             sample_id
-            for position, category in enumerate(data.category_names)
-            for sample_id in choose(
-                [r for r in data.records("test") if r.category == category], self.per_category, position
-            )
+            for category in data.category_names
+            for sample_id in choose([r for r in data.records("test") if r.category == category], self.per_category)
         }
 
     def on_test_batch_end(
@@ -167,10 +166,10 @@ class PredictionFiles(Callback):
         print(f"written: {table}, with point scores and coloured clouds beside it")
 
 
-def choose(records: list[CloudRecord], count: int, turn: int) -> list[str]:
-    """Sample ids of `count` defective clouds, of as many kinds of defect as there are.
+def choose(records: list[CloudRecord], count: int) -> list[str]:
+    """Sample ids of `count` defective clouds of a category, of as many kinds of defect as there are.
 
-    `turn` rotates the kinds, so that the categories of a picture show different ones.
+    Categories start at different kinds, by their names: the choice is the same whatever else is tested.
     """
     kinds: dict[str, list[str]] = {}
     for record in records:
@@ -178,7 +177,7 @@ def choose(records: list[CloudRecord], count: int, turn: int) -> list[str]:
             kinds.setdefault(record.defect, []).append(record.sample_id)
     columns = [kinds[kind] for kind in sorted(kinds)]
     if columns:
-        first = turn * count % len(columns)
+        first = crc32(records[0].category.encode()) % len(columns)
         columns = columns[first:] + columns[:first]
     rows = zip_longest(*columns)
     return [sample_id for row in rows for sample_id in row if sample_id is not None][:count]
