@@ -31,7 +31,7 @@ def _part(category: str, seed: int = 0, count: int = 20_000) -> tuple[trimesh.Tr
 
 def _signed_distance(mesh: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
     """Exact distance to the intact surface by open3d, negative inside, in diagonals."""
-    o3d = pytest.importorskip("open3d")
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
     scene = o3d.t.geometry.RaycastingScene()
     scene.add_triangles(
         o3d.core.Tensor(mesh.vertices.astype(np.float32)), o3d.core.Tensor(mesh.faces.astype(np.uint32))
