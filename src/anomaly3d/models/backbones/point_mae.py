@@ -27,13 +27,14 @@ class Architecture(NamedTuple):
     depth: int
     heads: int
     point_widths: tuple[int, int, int, int]  # layers of the mini-PointNet; a last one unlike `width` is projected
+    unit_patches: bool  # patches are scaled to unit size before the mini-PointNet
 
 
 ARCHITECTURES: dict[Size, Architecture] = {
-    "base": Architecture(384, 12, 6, (128, 256, 512, 384)),  # every published Point-MAE checkpoint
-    "point_bert": Architecture(384, 12, 6, (128, 256, 512, 256)),
-    "small": Architecture(192, 6, 6, (64, 128, 256, 192)),
-    "tiny": Architecture(96, 4, 4, (32, 64, 128, 96)),
+    "base": Architecture(384, 12, 6, (128, 256, 512, 384), False),  # every published Point-MAE checkpoint
+    "point_bert": Architecture(384, 12, 6, (128, 256, 512, 256), False),
+    "small": Architecture(192, 6, 6, (64, 128, 256, 192), True),
+    "tiny": Architecture(96, 4, 4, (32, 64, 128, 96), True),
 }
 
 
@@ -120,7 +121,11 @@ class PointMAE(nn.Module):
 
     Args:
         size: `base` is the published network (12 blocks of width 384), `point_bert` the same behind a narrower
-            mini-PointNet, `small` 6 blocks of 192, `tiny` 4 of 96.
+            mini-PointNet. Our own: `small`, 6 blocks of 192, whose weights come with the package, and `tiny`, 4 of 96.
+
+    The published encoder sees coordinates in units of the cloud's radius, and knows only patches of the size of its
+    pre-training: 32 of 1024 points, a third of the radius. The patches of dense clouds are ten times smaller; to it they
+    all look like one point. Our own sizes therefore divide a cloud's patches by their mean radius [ours].
     """
 
     # Points per pass of the mini-PointNet: its widest activation stays near the cache's size instead of
@@ -149,10 +154,17 @@ class PointMAE(nn.Module):
 
         Blocks behind the last one asked for are not computed. The position embedding is added before every block.
         """
+        if ARCHITECTURES[self.size].unit_patches:
+            points = points / patch_radius(points)
+        return self.transform(self.embed(points), centres, blocks)
+
+    def transform(
+        self, tokens: Float[Tensor, "B G D"], centres: Float[Tensor, "B G 3"], blocks: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "B G D"]]:
+        """Embedded patches through the transformer."""
         wanted = [self.depth] if blocks is None else list(blocks)
         if not wanted or min(wanted) < 1 or max(wanted) > self.depth:
             raise InputError(f"blocks {wanted}: Point-MAE '{self.size}' has blocks 1 to {self.depth}")
-        tokens = self.embed(points)
         position = self.pos_embed(centres)
         collected: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks.blocks[: max(wanted)], start=1):
@@ -171,6 +183,12 @@ class PointMAE(nn.Module):
             step = max(1, self.chunk_points // size)
             tokens = torch.cat([self.encoder(part) for part in flat.split(step)])
         return self.reduce_dim(tokens).unflatten(0, (batch, -1))
+
+
+def patch_radius(points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B 1 1 1"]:
+    """Mean radius of each cloud's patches: the largest distance of a point to its patch's centre, on average."""
+    radius = points.norm(dim=-1).amax(dim=-1).mean(dim=-1)
+    return radius.clamp(min=torch.finfo(points.dtype).tiny)[:, None, None, None]
 
 
 class FrozenPointMAE(PointMAE):
