@@ -19,6 +19,7 @@ usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
   validate   score a detector on validation data made from training clouds
   test       score a detector on the test clouds; prints and writes the table
   predict    score clouds of unknown truth; writes scores and coloured clouds
+  pretrain   train a backbone on procedural shapes; writes its weights
   compare    run a grid of methods, unified and per category, into one table
 
 Every verb has --help. Recipes lie in configs/experiment/, e.g.
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         **dict.fromkeys(("fit", "validate", "test", "predict"), _lightning),
         "generate": _generate,
         "compare": _compare,
+        "pretrain": _pretrain,
     }
     if args[0] not in verbs:
         sys.exit(f"anomaly3d: unknown verb '{args[0]}'; choose from {', '.join(verbs)}")
@@ -79,6 +81,12 @@ def _compare(args: list[str]) -> None:
     from anomaly3d.compare import compare
 
     auto_cli(compare, args=args[1:], prog="anomaly3d compare", as_positional=False)
+
+
+def _pretrain(args: list[str]) -> None:
+    from anomaly3d.lit.pretrain_cli import pretrain
+
+    pretrain(args[1:])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from anomaly3d.errors import InputError
 
@@ -59,9 +59,11 @@ class GroupEncoder(nn.Module):
         """Tokens of n patches of K points, each patch centred."""
         n, size, _ = points.shape
         local = self.first_conv(points.flatten(0, 1)).unflatten(0, (n, size))
-        pooled = local.amax(dim=1, keepdim=True).expand(-1, size, -1)
-        joined = self.second_conv(torch.cat([pooled, local], dim=-1).flatten(0, 1))
-        return joined.unflatten(0, (n, size)).amax(dim=1)
+        join, norm, activate, last = self.second_conv
+        # Published: join(cat[pooled, local]). The pooled half is the same for all points of a patch: once is enough.
+        of_pooled, of_local = join.weight.split(local.shape[-1], dim=1)
+        joined = linear(local, of_local, join.bias) + linear(local.amax(dim=1, keepdim=True), of_pooled)
+        return last(activate(norm(joined.flatten(0, 1)))).unflatten(0, (n, size)).amax(dim=1)
 
 
 class Attention(nn.Module):
@@ -93,10 +95,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; in training a branch of a cloud is left out at the rate `drop_path`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
@@ -104,16 +107,23 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B G D"]) -> Float[Tensor, "B G D"]:
         """One block."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._kept(self.attn(self.norm1(x)))
+        return x + self._kept(self.mlp(self.norm2(x)))
+
+    def _kept(self, branch: Float[Tensor, "B G D"]) -> Float[Tensor, "B G D"]:
+        if not self.training or self.drop_path == 0:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
+        return branch * kept / (1 - self.drop_path)
 
 
 class Blocks(nn.Module):
     """The stack of blocks; a module of its own because the published keys read `blocks.blocks.i`."""
 
-    def __init__(self, width: int, depth: int, heads: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
 
 
 class PointMAE(nn.Module):
@@ -122,6 +132,7 @@ class PointMAE(nn.Module):
     Args:
         size: `base` is the published network (12 blocks of width 384), `point_bert` the same behind a narrower
             mini-PointNet. Our own: `small`, 6 blocks of 192, whose weights come with the package, and `tiny`, 4 of 96.
+        drop_path: rate of stochastic depth in the last block when training, rising from 0 in the first.
 
     The published encoder sees coordinates in units of the cloud's radius, and knows only patches of the size of its
     pre-training: 32 of 1024 points, a third of the radius. The patches of dense clouds are ten times smaller; to it they
@@ -132,7 +143,7 @@ class PointMAE(nn.Module):
     # 1024 x 512 points x 512 channels (1 GiB).
     chunk_points = 16_384
 
-    def __init__(self, size: Size = "base") -> None:
+    def __init__(self, size: Size = "base", drop_path: float = 0.0) -> None:
         super().__init__()
         self.size: Size = size
         architecture = ARCHITECTURES[size]
@@ -141,7 +152,7 @@ class PointMAE(nn.Module):
         token_width = architecture.point_widths[-1]
         self.reduce_dim = nn.Identity() if token_width == self.width else nn.Linear(token_width, self.width)
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, self.width))
-        self.blocks = Blocks(self.width, self.depth, architecture.heads)
+        self.blocks = Blocks(self.width, self.depth, architecture.heads, drop_path)
         self.norm = nn.LayerNorm(self.width)
 
     def forward(

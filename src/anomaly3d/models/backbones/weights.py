@@ -1,17 +1,24 @@
-"""Where the frozen backbone's weights come from: a published checkpoint or, by asking for them, random numbers."""
+"""Where the frozen backbone's weights come from: the package, a file or, by asking for them, random numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
-from anomaly3d.models.backbones.point_mae import FrozenPointMAE, Size
+from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size, patch_radius
+from anomaly3d.report.files import replacing
+
+SHIPPED: dict[str, Path] = {"small": Path(__file__).with_name("point_mae_small.safetensors")}
+"""Weights that come with the package; point_mae_small.md says how they were made."""
 
 log = logging.getLogger(__name__)
 
@@ -19,33 +26,38 @@ log = logging.getLogger(__name__)
 _STATE_KEYS = ("base_model", "model_state_dict")
 # Inside: pre-trained Point-MAE, pre-trained Point-BERT; fine-tuned files have no prefix.
 _ENCODER_PREFIXES = ("MAE_encoder.", "transformer_q.")
+_GROUP_LAYERS = tuple(f"encoder.{half}_conv.{layer}.weight" for half in ("first", "second") for layer in (0, 3))
 
 
-def frozen_point_mae(size: Size = "base", weights: str = "random", seed: int = 0) -> FrozenPointMAE:
-    """A frozen Point-MAE of `size` with `weights`.
+def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int = 0) -> FrozenPointMAE:
+    """A frozen Point-MAE with `weights`.
 
     Args:
-        size: architecture; published Point-MAE checkpoints are `base`, Point-BERT's `point_bert`.
-        weights: path of a checkpoint in one of the published formats, or `random`.
+        size: architecture; None takes the one that the weights have, and `small` for random ones.
+        weights: `small`, which come with the package; path of a `.safetensors` file that `anomaly3d pretrain` wrote, or
+            of a checkpoint in one of the published formats; or `random`.
         seed: of random weights; the same seed gives the same bits.
 
     Raises:
         InputError: the file is missing, unreadable or not an encoder of this size.
     """
     if weights == "random":
+        size = size or "small"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = FrozenPointMAE(size)
             calibrate_batch_norm(model)
         log.warning(
-            "The '%s' Point-MAE has random weights (seed %d): expect low scores. Name a checkpoint with "
-            "--model.detector.backbone_weights FILE.",
+            "The '%s' Point-MAE has random weights (seed %d): expect low scores. The weights that come with the package "
+            "are --model.detector.init_args.backbone_weights small.",
             size,
             seed,
         )
         return model
-    model = FrozenPointMAE(size)
-    load_encoder(model, Path(weights))
+    path = SHIPPED.get(weights, Path(weights))
+    state = _encoder_state(path)
+    model = FrozenPointMAE(size or _size_of(state, path))
+    _load(model, state, path)
     return model
 
 
@@ -63,26 +75,38 @@ def calibrate_batch_norm(model: FrozenPointMAE, patches: int = 512, points: int 
     rotation = torch.linalg.qr(torch.randn(patches, 3, 3)).Q
     radius = torch.empty(patches, 1, 1).uniform_(-3, -1).exp()
     samples = radius * torch.cat([plane, height], dim=-1) @ rotation
+    samples = samples - samples[:, :1]
+    if ARCHITECTURES[model.size].unit_patches:
+        samples = samples / patch_radius(samples[:, None])[:, 0]
     norms = [module for module in model.encoder.modules() if isinstance(module, nn.BatchNorm1d)]
     for norm in norms:
         norm.momentum = None  # the plain average of one pass
         norm.train()
-    model.encoder(samples - samples[:, :1])
+    model.encoder(samples)
     for norm in norms:
         norm.eval()
 
 
 def load_encoder(model: nn.Module, path: Path) -> None:
-    """Load the encoder out of a published checkpoint; heads, decoder and class token are dropped with one log line.
+    """Load the encoder out of a file; heads, decoder and class token are dropped with one log line.
 
     Raises:
         InputError: no such file, not a weights-only loadable file, or an encoder weight is missing or of another
             shape (the message names the keys).
     """
-    state = _encoder_state(path)
+    _load(model, _encoder_state(path), path)
+
+
+def save_encoder(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an encoder in half precision, its BatchNorm statistics in single."""
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {k: (v if "running" in k else v.half()).contiguous() for k, v in state.items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary, dict(metadata))
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
-    # 1x1 convolutions hold (out, in, 1) where our Linear layers hold (out, in).
-    state = {k: v.squeeze(-1) if v.dim() == 3 and k.startswith("encoder.") else v for k, v in state.items()}
     required = [k for k in expected if not k.endswith("num_batches_tracked")]
     missing = [k for k in required if k not in state]
     misshapen = [
@@ -103,6 +127,18 @@ def load_encoder(model: nn.Module, path: Path) -> None:
     model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
 
 
+def _size_of(state: Mapping[str, Tensor], path: Path) -> Size:
+    """The architecture that the group encoder's layers have."""
+    widths = [len(state[key]) for key in _GROUP_LAYERS if key in state]
+    for size, architecture in ARCHITECTURES.items():
+        if tuple(widths) == architecture.point_widths:
+            return size
+    raise InputError(
+        f"{path}: no Point-MAE that is known here; its group encoder needs {', '.join(_GROUP_LAYERS)} and has widths "
+        f"{widths}"
+    )
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a module's state, whatever file it came from."""
     digest = hashlib.sha256()
@@ -113,9 +149,14 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _encoder_state(path: Path) -> dict[str, Tensor]:
-    """The checkpoint's tensors with every wrapper's prefix removed."""
+    """The file's tensors with every wrapper's prefix removed."""
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give a file, or 'random'")
+        raise InputError(f"{path}: no such weights; give a file, 'small' or 'random'")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -128,10 +169,12 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
     state = {k.removeprefix("module."): v for k, v in content[outer].items()}
     for prefix in _ENCODER_PREFIXES:
         if any(k.startswith(prefix) for k in state):
-            outside = {k: v for k, v in state.items() if not k.startswith(prefix)}
+            outside = {f"outside.{k}": v for k, v in state.items() if not k.startswith(prefix)}
             inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            return {f"outside.{k}": v for k, v in outside.items()} | inside
-    return state
+            state = outside | inside
+            break
+    # 1x1 convolutions hold (out, in, 1) where our Linear layers hold (out, in).
+    return {k: v.squeeze(-1) if v.dim() == 3 and k.startswith("encoder.") else v for k, v in state.items()}
 
 
 def _some(items: list[str], most: int = 5) -> str:
