@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -26,10 +27,14 @@ from anomaly3d.models.mamba3dad.discriminator import Discriminator
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
 from anomaly3d.models.mamba3dad.gsas import GSAS, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
+from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share
 from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
+
+
+Corruption = Literal["features", "points", "both"]
 
 
 class Mamba3dAD(Detector):
@@ -65,6 +70,8 @@ class Mamba3dAD(Detector):
         state_norm: where the state is normalised. [inferred]
         state_scale: initial s of A = s * orthogonal. [paper]
         max_state_norm: limit of A's spectral norm. [paper]
+        corruption: what the discriminator learns to tell from normal: noise on `features` [paper], defects in the
+            `points` of the cloud, or `both` [ours].
         noise_probability: share of slots corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
@@ -108,6 +115,7 @@ class Mamba3dAD(Detector):
         state_norm: Literal["readout", "recurrent"] = "readout",
         state_scale: float = 0.9,
         max_state_norm: float = 0.95,
+        corruption: Corruption = "features",
         noise_probability: float = 0.05,
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
@@ -135,6 +143,8 @@ class Mamba3dAD(Detector):
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
         self.norm = nn.LayerNorm(width)
+        self.corruption: Corruption = corruption
+        self.point_defects = PointDefects()
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
         self.discriminator = Discriminator(width, heads, dropout)
         self.positive_weight = (1 - noise_probability) / noise_probability
@@ -146,13 +156,21 @@ class Mamba3dAD(Detector):
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""
         framed = self.sampler.frame(batch)
-        framed = replace(framed, clouds=tuple(self.augment(cloud) for cloud in framed.clouds))
-        groups = self.sampler.group(framed)
+        clouds = [self.augment(cloud) for cloud in framed.clouds]
+        altered = [self.point_defects(cloud) for cloud in clouds] if self.corruption != "features" else []
+        if altered:
+            clouds = [cloud.xyz for cloud in altered]
+        groups = self.sampler.group(replace(framed, clouds=tuple(clouds)))
         ordered = self._sort(groups)
-        corrupted = self.generator(self._features(ordered))
-        logits = self.discriminator(corrupted.features, ordered.coordinates)
+        features, labels = self._features(ordered), torch.zeros(ordered.features.shape[:2], device=groups.centres.device)
+        if self.corruption != "points":
+            features, labels = self.generator(features)
+        if altered:
+            shares = [moved_share(cloud.defective, index) for cloud, index in zip(altered, groups.index, strict=True)]
+            labels = torch.maximum(labels, slot_labels(torch.stack(shares), ordered.plan))
+        logits = self.discriminator(features, ordered.coordinates)
         bce = binary_cross_entropy_with_logits(
-            logits.float(), corrupted.labels, pos_weight=logits.new_tensor(self.positive_weight, dtype=torch.float32)
+            logits.float(), labels, pos_weight=logits.new_tensor(self.positive_weight, dtype=torch.float32)
         )
         entropy = column_entropy(ordered.plan)
         local = locality(ordered.plan, groups.centres, self.locality_sigma)
@@ -190,6 +208,13 @@ class Mamba3dAD(Detector):
             radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
             points = ball_median(cloud, points, radius)
         return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
+
+
+def slot_labels(shares: Float[Tensor, "B M"], plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B S"]:
+    """Soft labels sum_t P_ts m_t; a token is fully anomalous from half its patch's points on."""
+    layers = plan.shape[1] // shares.shape[1]
+    tokens = (2 * shares).clamp(max=1).repeat(1, layers)
+    return einsum(plan.detach().float(), tokens, "b t s, b t -> b s").clamp(0, 1)
 
 
 def spread_blocks(depth: int, most: int = 6) -> tuple[int, ...]:

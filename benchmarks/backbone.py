@@ -1,0 +1,186 @@
+"""What a backbone's tokens are worth: linear probes, and a memory bank of tokens.
+
+    python benchmarks/backbone.py probe --shapes ../shared/data
+    python benchmarks/backbone.py bank --data.demo datasets/demo
+
+`probe` trains a logistic regression on global features of whole clouds (mean and maximum of the last block's tokens):
+on generated shape families that no pre-training saw, and on labelled shapes (psb30_train.npz, psb30_test.npz) where a
+folder of them is given. `bank` keeps the tokens of the training clouds of a category and scores a patch of a
+test cloud by the distance to the nearest of them: no training, so that nothing but the tokens decides. Both
+print a Markdown table with a row per weights; random weights are drawn anew for every seed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from jsonargparse import auto_cli
+from rich.progress import track
+from torch import Tensor
+
+from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet
+from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.data.procedural.probe import labelled_clouds
+from anomaly3d.data.real3d_ad import Real3DAD
+from anomaly3d.metrics.evaluator import Evaluator
+from anomaly3d.models.backbones.point_mae import FrozenPointMAE
+from anomaly3d.models.backbones.weights import frozen_point_mae, weights_hash
+from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.scoring import TokenScoring
+from anomaly3d.types import PatchGroups, PointCloudBatch
+
+
+def probe(
+    weights: list[str] | None = None,
+    seeds: list[int] | None = None,
+    shapes: Path | None = None,
+    groups: int = 64,
+    group_size: int = 64,
+    families: int = 40,
+    per_family: int = 32,
+) -> None:
+    """Linear-probe accuracy on held-out shapes.
+
+    Args:
+        weights: `small`, `random` or files; default [random, small].
+        seeds: of random weights and of the generated clouds; default [0, 1, 2].
+        shapes: folder with psb30_train.npz and psb30_test.npz.
+        groups: patches per cloud.
+        group_size: points per patch.
+        families: generated shape families.
+        per_family: clouds of each, half of them to train on.
+    """
+    sets = {}
+    for seed in seeds or [0, 1, 2]:
+        clouds, labels = labelled_clouds(families, per_family, 2048, seed=10_000 + seed)
+        odd = torch.arange(len(labels)) % 2 == 1
+        sets[f"generated, {families} families", seed] = (clouds[~odd], labels[~odd], clouds[odd], labels[odd])
+        if shapes is not None:
+            sets["psb30", seed] = (*_psb30(shapes / "psb30_train.npz"), *_psb30(shapes / "psb30_test.npz"))
+    print(f"Linear probe, {groups} patches of {group_size}: accuracy in percent per seed\n")
+    _header("weights", "sha256", "clouds", "accuracy", "mean")
+    sampler = PatchSampler(groups, group_size)
+    names = list(dict.fromkeys(name for name, _ in sets))
+    for name in weights or ["random", "small"]:
+        for data in names:
+            results, model = [], None
+            for (which, seed), (xa, ya, xb, yb) in sets.items():
+                if which != data:
+                    continue
+                model = frozen_point_mae(weights=name, seed=seed)
+                results.append(_logistic(_features(model, sampler, xa), ya, _features(model, sampler, xb), yb))
+            assert model is not None
+            _row(name, model, data, results)
+
+
+def bank(
+    data: dict[str, Path],
+    weights: list[str] | None = None,
+    seeds: list[int] | None = None,
+    groups: int = 256,
+    group_size: int = 128,
+    block: int | None = None,
+    pseudo_defects: bool = False,
+) -> None:
+    """O- and P-AUROC of a memory bank, per category, macro mean.
+
+    Args:
+        data: folders by name, each in one of the two public layouts.
+        weights: `small`, `random` or files; default [random, small].
+        seeds: of random weights; default [0, 1, 2]. Trained weights have no randomness left: one run.
+        groups: patches per cloud.
+        group_size: points per patch.
+        block: transformer block of the tokens, 0 for the tokens before the transformer; default the last.
+        pseudo_defects: score the validation clouds instead, made from the training clouds.
+    """
+    print(f"Memory bank, {groups} patches of {group_size}, block {block or 'last'}: AUROC in percent per seed\n")
+    _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
+    for name in weights or ["random", "small"]:
+        for label, root in data.items():
+            found = []
+            for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
+                model = frozen_point_mae(weights=name, seed=seed)
+                found.append(_bank(model, _module(root), PatchSampler(groups, group_size, pad=True), block, pseudo_defects))
+            objects, points = zip(*found, strict=True)
+            _row(name, model, label, objects, points)
+
+
+def _bank(
+    model: FrozenPointMAE, data: PointCloudDataModule, sampler: PatchSampler, block: int | None, pseudo_defects: bool
+) -> tuple[float, float]:
+    data.setup("fit" if pseudo_defects else None)
+    memory: dict[int, list[Tensor]] = {}
+    for batch in data.train_dataloader():
+        memory.setdefault(int(batch.category), []).append(_tokens(model, sampler(batch), block)[0])
+    banks = {category: torch.cat(tokens) for category, tokens in memory.items()}
+    scoring, evaluator = TokenScoring(), Evaluator(data.category_names)
+    loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
+    for batch in track(loader, description=data.root.name, transient=True):
+        patches = sampler(batch)
+        (tokens,) = _tokens(model, patches, block)
+        errors = torch.cdist(tokens, banks[int(batch.category)]).amin(1)[None]
+        evaluator.update(scoring(errors, patches, batch), batch)
+    mean = evaluator.compute().mean
+    return mean["o_auroc"], mean["p_auroc"]
+
+
+def _tokens(model: FrozenPointMAE, patches: PatchGroups, block: int | None) -> Float[Tensor, "B G D"]:
+    if block == 0:
+        return model.embed(patches.points)
+    (tokens,) = model(patches.points, patches.centres, None if block is None else [block])
+    return tokens
+
+
+def _module(root: Path) -> PointCloudDataModule:
+    kind = Real3DAD if any(root.rglob("gt")) else AnomalyShapeNet
+    return kind(root, val_normal=8, val_defective=16, val_view="single" if kind is Real3DAD else "full")
+
+
+def _features(model: FrozenPointMAE, sampler: PatchSampler, clouds: Float[Tensor, "n N 3"]) -> np.ndarray:
+    rows = []
+    for part in clouds.split(16):
+        patches = sampler(PointCloudBatch.pack(list(part), [str(i) for i in range(len(part))]))
+        tokens = _tokens(model, patches, None)
+        rows.append(torch.cat([tokens.mean(1), tokens.amax(1)], dim=1))
+    return torch.cat(rows).numpy()
+
+
+def _logistic(xa: np.ndarray, ya: Tensor, xb: np.ndarray, yb: Tensor) -> float:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that lbfgs stopped at its limit
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(xa, ya.numpy())
+    return float(fitted.score(xb, yb.numpy()))
+
+
+def _psb30(file: Path) -> tuple[Tensor, Tensor]:
+    content = np.load(file)
+    return torch.from_numpy(content["points"].astype(np.float32) / 32767), torch.from_numpy(content["label"].astype(int))
+
+
+def _header(*names: str) -> None:
+    print("| " + " | ".join(names) + " |")
+    print("|" + " :-- |" * len(names), flush=True)
+
+
+def _row(name: str, model: FrozenPointMAE, data: str, *results: list[float] | tuple[float, ...]) -> None:
+    cells = [name, weights_hash(model)[:12], data, *_percent(results)]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _percent(results: tuple[list[float] | tuple[float, ...], ...]) -> Iterator[str]:
+    for values in results:
+        yield ", ".join(f"{100 * value:.1f}" for value in values)
+        yield f"{100 * float(np.mean(values)):.1f}"
+
+
+if __name__ == "__main__":
+    auto_cli([probe, bank], as_positional=False)
