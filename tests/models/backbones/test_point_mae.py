@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
-from anomaly3d.models.backbones.point_mae import FrozenPointMAE, PointMAE
+from anomaly3d.models.backbones.point_mae import FrozenPointMAE, PointMAE, Size, patch_radius
 from anomaly3d.models.backbones.weights import frozen_point_mae, load_encoder, weights_hash
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
@@ -169,13 +169,33 @@ def test_tokens_ignore_the_order_and_repetition_of_a_patch_s_points(tiny: Frozen
     torch.testing.assert_close(padded, expected)
 
 
-def test_chunks_of_patches_change_nothing(tiny: FrozenPointMAE) -> None:
-    points = 0.2 * torch.randn(2, 7, 10, 3)
-    whole = tiny.embed(points)
-    tiny.chunk_points = 30
-    parts = tiny.embed(points)
-    del tiny.chunk_points
-    torch.testing.assert_close(parts, whole)
+@pytest.mark.parametrize("size", ["point_bert", "tiny"])
+def test_nested_patches_share_the_scale_of_the_largest_and_equal_passes_of_their_own(size: Size) -> None:
+    model = frozen_point_mae(size)
+    points, centres = 0.2 * torch.randn(2, 5, 20, 3), torch.randn(2, 5, 3)
+    nested = model.nested(points, centres, [4, 8, 16], [2, 4])
+    # The scale is the point: patches of the published sizes stay as they are, whatever lies in them.
+    scaled = points / patch_radius(points[:, :, :16]) if size == "tiny" else points
+    for tokens, n in zip(nested, [4, 8, 16], strict=True):
+        alone = model.transform(model.embed(scaled[:, :, :n]), centres, [2, 4])
+        for got, expected in zip(tokens, alone, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_uses_the_statistics_of_all_patches() -> None:
+    model, points = PointMAE("tiny").train(), 0.2 * torch.randn(2, 7, 10, 3)
+    first, second = model.embed_nested(points, [5, 10])
+    torch.testing.assert_close(first, model.encoder(points[:, :, :5].flatten(0, 1)).unflatten(0, (2, 7)))
+    torch.testing.assert_close(second, model.encoder(points.flatten(0, 1)).unflatten(0, (2, 7)))
+    assert not torch.allclose(second, model.eval().embed(points), atol=1e-2)
+
+
+def test_tokens_follow_weights_that_are_loaded_later(tiny: FrozenPointMAE) -> None:
+    model, points = PointMAE("tiny").eval(), 0.2 * torch.randn(1, 6, 10, 3)
+    before = model.embed(points)
+    model.load_state_dict(tiny.state_dict())
+    assert not torch.allclose(model.embed(points), before, atol=1e-2)
+    torch.testing.assert_close(model.embed(points), tiny.embed(points))
 
 
 def test_frozen_stays_frozen(tiny: FrozenPointMAE) -> None:

@@ -13,9 +13,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from anomaly3d.errors import InputError
+from anomaly3d.models.backbones.folded_encoder import FoldedEncoder
+from anomaly3d.models.backbones.group_encoder import GroupEncoder
 
 Size = Literal["base", "point_bert", "small", "tiny"]
 
@@ -36,34 +38,6 @@ ARCHITECTURES: dict[Size, Architecture] = {
     "small": Architecture(192, 6, 6, (64, 128, 256, 192), True),
     "tiny": Architecture(96, 4, 4, (32, 64, 128, 96), True),
 }
-
-
-class GroupEncoder(nn.Module):
-    """Mini-PointNet: one token for the points of a patch, independent of their order.
-
-    Two point-wise layers, the patch's maximum joined to every point, two more layers, maximum again. Layers are
-    `Linear` on points (the published ones are 1x1 convolutions: the same numbers, slower on a CPU).
-    """
-
-    def __init__(self, widths: tuple[int, int, int, int]) -> None:
-        super().__init__()
-        first, second, third, fourth = widths
-        self.first_conv = nn.Sequential(
-            nn.Linear(3, first), nn.BatchNorm1d(first), nn.ReLU(inplace=True), nn.Linear(first, second)
-        )
-        self.second_conv = nn.Sequential(
-            nn.Linear(2 * second, third), nn.BatchNorm1d(third), nn.ReLU(inplace=True), nn.Linear(third, fourth)
-        )
-
-    def forward(self, points: Float[Tensor, "n K 3"]) -> Float[Tensor, "n width"]:
-        """Tokens of n patches of K points, each patch centred."""
-        n, size, _ = points.shape
-        local = self.first_conv(points.flatten(0, 1)).unflatten(0, (n, size))
-        join, norm, activate, last = self.second_conv
-        # Published: join(cat[pooled, local]). The pooled half is the same for all points of a patch: once is enough.
-        of_pooled, of_local = join.weight.split(local.shape[-1], dim=1)
-        joined = linear(local, of_local, join.bias) + linear(local.amax(dim=1, keepdim=True), of_pooled)
-        return last(activate(norm(joined.flatten(0, 1)))).unflatten(0, (n, size)).amax(dim=1)
 
 
 class Attention(nn.Module):
@@ -135,13 +109,9 @@ class PointMAE(nn.Module):
         drop_path: rate of stochastic depth in the last block when training, rising from 0 in the first.
 
     The published encoder sees coordinates in units of the cloud's radius, and knows only patches of the size of its
-    pre-training: 32 of 1024 points, a third of the radius. The patches of dense clouds are ten times smaller; to it they
-    all look like one point. Our own sizes therefore divide a cloud's patches by their mean radius [ours].
+    pre-training: 32 of 1024 points, a third of the radius. The patches of dense clouds are ten times smaller; to it
+    they all look like one point. Our own sizes therefore divide a cloud's patches by their mean radius [ours].
     """
-
-    # Points per pass of the mini-PointNet: its widest activation stays near the cache's size instead of
-    # 1024 x 512 points x 512 channels (1 GiB).
-    chunk_points = 16_384
 
     def __init__(self, size: Size = "base", drop_path: float = 0.0) -> None:
         super().__init__()
@@ -165,9 +135,27 @@ class PointMAE(nn.Module):
 
         Blocks behind the last one asked for are not computed. The position embedding is added before every block.
         """
+        return self.nested(points, centres, [points.shape[2]], blocks)[0]
+
+    def nested(
+        self,
+        points: Float[Tensor, "B G K 3"],
+        centres: Float[Tensor, "B G 3"],
+        sizes: Sequence[int],
+        blocks: Sequence[int] | None = None,
+    ) -> list[list[Float[Tensor, "B G D"]]]:
+        """`forward` for the first `size` points of every patch, for each of `sizes`, at less than their summed cost.
+
+        Neighbours sorted from near to far make these the smaller neighbourhoods of the same centres. They share the
+        first layers and therefore one scale: the sizes with unit patches divide by the mean radius of the largest.
+        """
+        points = points[:, :, : max(sizes)]
         if ARCHITECTURES[self.size].unit_patches:
             points = points / patch_radius(points)
-        return self.transform(self.embed(points), centres, blocks)
+        # One batch through the transformer: three small ones leave cores idle.
+        tokens = torch.cat(self.embed_nested(points, sizes))
+        stages = self.transform(tokens, centres.repeat(len(sizes), 1, 1), blocks)
+        return [list(one_size) for one_size in zip(*(stage.chunk(len(sizes)) for stage in stages), strict=True)]
 
     def transform(
         self, tokens: Float[Tensor, "B G D"], centres: Float[Tensor, "B G 3"], blocks: Sequence[int] | None = None
@@ -186,14 +174,16 @@ class PointMAE(nn.Module):
 
     def embed(self, points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B G D"]:
         """Patch tokens before the transformer."""
-        batch, _, size, _ = points.shape
+        return self.embed_nested(points, [points.shape[2]])[0]
+
+    def embed_nested(self, points: Float[Tensor, "B G K 3"], sizes: Sequence[int]) -> list[Float[Tensor, "B G D"]]:
+        """Tokens of the first `size` points of every patch before the transformer, for each of `sizes`."""
         flat = points.flatten(0, 1)
-        if self.training:  # batch statistics are over all patches
-            tokens = self.encoder(flat)
+        if self.training:  # with the statistics of this batch, which the folded encoder does not know
+            tokens = [self.encoder(flat[:, :size]) for size in sizes]
         else:
-            step = max(1, self.chunk_points // size)
-            tokens = torch.cat([self.encoder(part) for part in flat.split(step)])
-        return self.reduce_dim(tokens).unflatten(0, (batch, -1))
+            tokens = FoldedEncoder.fold(self.encoder).nested(flat, sizes)
+        return [self.reduce_dim(part).unflatten(0, points.shape[:2]) for part in tokens]
 
 
 def patch_radius(points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B 1 1 1"]:
@@ -215,11 +205,12 @@ class FrozenPointMAE(PointMAE):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(
+    def nested(
         self,
         points: Float[Tensor, "B G K 3"],
         centres: Float[Tensor, "B G 3"],
+        sizes: Sequence[int],
         blocks: Sequence[int] | None = None,
-    ) -> list[Float[Tensor, "B G D"]]:
-        """As `PointMAE.forward`, without a graph."""
-        return super().forward(points, centres, blocks)
+    ) -> list[list[Float[Tensor, "B G D"]]]:
+        """As `PointMAE.nested`, and `forward` through it, without a graph."""
+        return super().nested(points, centres, sizes, blocks)

@@ -198,11 +198,9 @@ class SeDiR(Detector):
     @torch.no_grad()
     def view(self, groups: PatchGroups) -> FrozenView:
         """Frozen tokens of the three nested neighbourhoods, and the geometry of the centres."""
-        fine, base, coarse = (
-            # Neighbours are sorted from near to far: a smaller neighbourhood is a prefix.
-            torch.cat(self.backbone(groups.points[:, :, :size], groups.centres, self.backbone_blocks), dim=-1)
-            for size in self.neighbourhoods
-        )
+        # Neighbours are sorted from near to far: a smaller neighbourhood is a prefix.
+        views = self.backbone.nested(groups.points, groups.centres, self.neighbourhoods, self.backbone_blocks)
+        fine, base, coarse = (torch.cat(tokens, dim=-1) for tokens in views)
         clouds = groups.cloud if self.geometry_source == "cloud" else None
         geometry = geometry_descriptor(groups.centres, self.geometry_radius, clouds)
         return FrozenView(fine.float(), base.float(), coarse.float(), groups.centres, geometry)
