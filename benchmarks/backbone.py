@@ -131,7 +131,7 @@ def _bank(
 
 def _tokens(model: FrozenPointMAE, patches: PatchGroups, block: int | None) -> Float[Tensor, "B G D"]:
     if block == 0:
-        return model.embed(patches.points)
+        return model.embed(patches.points / model.unit(patches.points))
     (tokens,) = model(patches.points, patches.centres, None if block is None else [block])
     return tokens
 

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     chunk_bytes = None if options.chunk_mb is None else int(options.chunk_mb * 2**20)
 
     widths = ARCHITECTURES[options.size].point_widths
-    encoder = frozen_point_mae(options.size).encoder
+    encoder = frozen_point_mae(options.size, "random").encoder
     published = PublishedEncoder(encoder, widths).eval()
     points = 0.1 * torch.randn(options.groups, max(sizes), 3, generator=torch.Generator().manual_seed(0))
     prefixes = [points[:, :size].contiguous() for size in sizes]

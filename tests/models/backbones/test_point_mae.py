@@ -157,7 +157,7 @@ def test_unusable_files_are_named(content: str, tmp_path: Path, capsys: pytest.C
 
 @pytest.fixture(scope="module")
 def tiny() -> FrozenPointMAE:
-    return frozen_point_mae("tiny")
+    return frozen_point_mae("tiny", "random")
 
 
 def test_tokens_ignore_the_order_and_repetition_of_a_patch_s_points(tiny: FrozenPointMAE) -> None:
@@ -171,7 +171,7 @@ def test_tokens_ignore_the_order_and_repetition_of_a_patch_s_points(tiny: Frozen
 
 @pytest.mark.parametrize("size", ["point_bert", "tiny"])
 def test_nested_patches_share_the_scale_of_the_largest_and_equal_passes_of_their_own(size: Size) -> None:
-    model = frozen_point_mae(size)
+    model = frozen_point_mae(size, "random")
     points, centres = 0.2 * torch.randn(2, 5, 20, 3), torch.randn(2, 5, 3)
     nested = model.nested(points, centres, [4, 8, 16], [2, 4])
     # The scale is the point: patches of the published sizes stay as they are, whatever lies in them.
@@ -212,11 +212,11 @@ def test_frozen_stays_frozen(tiny: FrozenPointMAE) -> None:
 def test_random_weights_follow_their_seed_alone(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = frozen_point_mae("tiny", seed=3)
+    first = frozen_point_mae("tiny", "random", seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert weights_hash(first) == weights_hash(frozen_point_mae("tiny", seed=3))
-    assert weights_hash(first) != weights_hash(frozen_point_mae("tiny", seed=4))
+    assert weights_hash(first) == weights_hash(frozen_point_mae("tiny", "random", seed=3))
+    assert weights_hash(first) != weights_hash(frozen_point_mae("tiny", "random", seed=4))
     assert "random weights" in caplog.text
 
 
@@ -236,6 +236,7 @@ def test_random_tokens_tell_patches_apart() -> None:
     plane = torch.rand(1, 50, 32, 2) * 0.2 - 0.1
     bend = torch.linspace(-8, 8, 50)[None, :, None]
     points = torch.cat([plane, (bend * plane[..., 0] ** 2)[..., None]], dim=-1)
-    tokens = frozen_point_mae("tiny").embed(points)[0]
+    tiny = frozen_point_mae("tiny", "random")
+    tokens = tiny.embed(points / tiny.unit(points))[0]
     flat, bent = tokens[25], tokens[0]
     assert (bent - flat).norm() > 0.1 * flat.norm()

@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
     "heads": 4,
     "hidden": 64,
     "backbone_size": "tiny",
+    "backbone_weights": "random",
     "geometry_radius": 3.0,
 }
 
@@ -254,7 +255,7 @@ def test_bad_use_is_named():
 
 
 def test_paper_sizes():
-    detector = SeDiR()
+    detector = SeDiR(backbone_size="base", backbone_weights="random")
     detector.configure([str(i) for i in range(40)])
     frozen = sum(p.numel() for p in detector.backbone.parameters())
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
@@ -330,6 +331,7 @@ def test_cached_frozen_tokens_give_the_same_losses_bit_for_bit() -> None:
             heads=2,
             hidden=32,
             backbone_size="tiny",
+            backbone_weights="random",
             frozen_cache_gb=cache_gb,
         )
         model.configure(["a", "b"])

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from anomaly3d.models.backbones.point_mae import ARCHITECTURES, Blocks, PointMAE, Size, patch_radius
+from anomaly3d.models.backbones.point_mae import ARCHITECTURES, Blocks, PointMAE, Size
 
 
 class MaskedReconstruction(NamedTuple):
@@ -59,7 +59,6 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         width, heads = ARCHITECTURES[size].width, ARCHITECTURES[size].heads
         self.points = points
-        self.unit_patches = ARCHITECTURES[size].unit_patches
         self.MAE_encoder = PointMAE(size, drop_path)
         self.MAE_decoder = Decoder(width, decoder_depth, heads, drop_path)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -84,7 +83,7 @@ class MaskedAutoencoder(nn.Module):
             centres: in units of the cloud's radius.
             masked: patches that the encoder does not see.
         """
-        unit = patch_radius(points) if self.unit_patches else torch.ones_like(points[:, :1, :1, :1])
+        unit = self.MAE_encoder.unit(points)
         points = points / unit
         # False sorts before true: the visible patches first, both in their own order.
         order = masked.to(torch.uint8).argsort(dim=1, stable=True)

@@ -150,8 +150,7 @@ class PointMAE(nn.Module):
         first layers and therefore one scale: the sizes with unit patches divide by the mean radius of the largest.
         """
         points = points[:, :, : max(sizes)]
-        if ARCHITECTURES[self.size].unit_patches:
-            points = points / patch_radius(points)
+        points = points / self.unit(points)
         # One batch through the transformer: three small ones leave cores idle.
         tokens = torch.cat(self.embed_nested(points, sizes))
         stages = self.transform(tokens, centres.repeat(len(sizes), 1, 1), blocks)
@@ -172,8 +171,12 @@ class PointMAE(nn.Module):
                 collected[number] = self.norm(tokens)
         return [collected[number] for number in wanted]
 
+    def unit(self, points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B 1 1 1"]:
+        """The length that patch coordinates are divided by before they are embedded."""
+        return patch_radius(points) if ARCHITECTURES[self.size].unit_patches else torch.ones_like(points[:, :1, :1, :1])
+
     def embed(self, points: Float[Tensor, "B G K 3"]) -> Float[Tensor, "B G D"]:
-        """Patch tokens before the transformer."""
+        """Patch tokens before the transformer, from points in units of `unit`."""
         return self.embed_nested(points, [points.shape[2]])[0]
 
     def embed_nested(self, points: Float[Tensor, "B G K 3"], sizes: Sequence[int]) -> list[Float[Tensor, "B G D"]]:

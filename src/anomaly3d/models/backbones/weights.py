@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
-from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size, patch_radius
+from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size
 from anomaly3d.report.files import replacing
 
 SHIPPED: dict[str, Path] = {"small": Path(__file__).with_name("point_mae_small.safetensors")}
@@ -76,8 +76,7 @@ def calibrate_batch_norm(model: FrozenPointMAE, patches: int = 512, points: int 
     radius = torch.empty(patches, 1, 1).uniform_(-3, -1).exp()
     samples = radius * torch.cat([plane, height], dim=-1) @ rotation
     samples = samples - samples[:, :1]
-    if ARCHITECTURES[model.size].unit_patches:
-        samples = samples / patch_radius(samples[:, None])[:, 0]
+    samples = samples / model.unit(samples[:, None])[:, 0]
     norms = [module for module in model.encoder.modules() if isinstance(module, nn.BatchNorm1d)]
     for norm in norms:
         norm.momentum = None  # the plain average of one pass

@@ -43,8 +43,10 @@ class Mamba3dAD(Detector):
     Lengths are in units of the cloud's radius, but `voxel_size` is in the units of the files.
 
     Args:
-        backbone_size: Point-MAE architecture; the published checkpoints are `base`. [inferred]
-        backbone_weights: path of a checkpoint, or `random`. [ours]
+        backbone_size: Point-MAE architecture; None takes that of the weights. The published checkpoints are `base`.
+            [inferred]
+        backbone_weights: `small`, pre-trained on procedural shapes, which come with the package; path of a published
+            checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`. [ours]
         blocks: the transformer blocks whose tokens are used; None takes six spread evenly up to the last, or all where
             there are fewer: 2, 4, ..., 12 of 12. [inferred]
         num_groups: patches per cloud (M). [paper]
@@ -90,8 +92,8 @@ class Mamba3dAD(Detector):
 
     def __init__(
         self,
-        backbone_size: Size = "base",
-        backbone_weights: str = "random",
+        backbone_size: Size | None = None,
+        backbone_weights: str = "small",
         blocks: Sequence[int] | None = None,
         num_groups: int = 256,
         group_size: int = 512,

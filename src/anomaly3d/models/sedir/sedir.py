@@ -76,8 +76,9 @@ class SeDiR(Detector):
             epoch [ours]; 0 encodes them at every step, with the same losses.
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than 2 k points, repeating a patch's centre (exact: patches are max-pooled).
-        backbone_size: architecture of the frozen Point-MAE [paper: base].
-        backbone_weights: path of its checkpoint, or `random` for measurements without one.
+        backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
+        backbone_weights: `small`, pre-trained on procedural shapes, which come with the package [ours]; path of a
+            published checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`.
         backbone_blocks: blocks whose normalised tokens are joined, counted from 1 [inferred].
         standardise: rebuild tokens in units of their variation over the training clouds [ours]; by default under
             `strict` and not under `paper`.
@@ -115,8 +116,8 @@ class SeDiR(Detector):
         frozen_cache_gb: float = 2.0,
         voxel_size: float | None = None,
         pad: bool = False,
-        backbone_size: Size = "base",
-        backbone_weights: str = "random",
+        backbone_size: Size | None = None,
+        backbone_weights: str = "small",
         backbone_blocks: Sequence[int] = (4,),
         standardise: bool | None = None,
         protocol: Protocol = "strict",
