@@ -105,7 +105,9 @@ def bank(
             found = []
             for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
                 model = frozen_point_mae(weights=name, seed=seed)
-                found.append(_bank(model, _module(root), PatchSampler(groups, group_size, pad=True), block, pseudo_defects))
+                found.append(
+                    _bank(model, _module(root), PatchSampler(groups, group_size, pad=True), block, pseudo_defects)
+                )
             objects, points = zip(*found, strict=True)
             _row(name, model, label, objects, points)
 
@@ -163,7 +165,9 @@ def _logistic(xa: np.ndarray, ya: Tensor, xb: np.ndarray, yb: Tensor) -> float:
 
 def _psb30(file: Path) -> tuple[Tensor, Tensor]:
     content = np.load(file)
-    return torch.from_numpy(content["points"].astype(np.float32) / 32767), torch.from_numpy(content["label"].astype(int))
+    return torch.from_numpy(content["points"].astype(np.float32) / 32767), torch.from_numpy(
+        content["label"].astype(int)
+    )
 
 
 def _header(*names: str) -> None:

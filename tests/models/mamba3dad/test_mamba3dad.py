@@ -174,7 +174,9 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
 @pytest.mark.slow
 def test_the_discriminator_learns_from_the_defaults_of_the_generator() -> None:
     """BCE at chance is 2 (1 - p) ln 2 = 1.317; after some hundred steps it is far below, on clouds it did not see."""
-    model = Mamba3dAD(backbone_size="tiny", backbone_weights="random", num_groups=64, group_size=32, voxel_size=None, slots=128)
+    model = Mamba3dAD(
+        backbone_size="tiny", backbone_weights="random", num_groups=64, group_size=32, voxel_size=None, slots=128
+    )
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=1e-2)
     chance = 1.317
     for _ in range(220):

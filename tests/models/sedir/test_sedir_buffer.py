@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.sedir.buffer import ContrastiveBuffer
-from anomaly3d.models.sedir.standardise import TokenStandardiser
 
 
 def rows(values: list[int]) -> Tensor:

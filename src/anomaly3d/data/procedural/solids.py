@@ -24,7 +24,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _block(rng: np.random.Generator) -> Manifold:
-    return Manifold.cube(tuple(_log_uniform(rng, 0.15, 1.4) for _ in range(3)), center=True)
+    x, y, z = (_log_uniform(rng, 0.15, 1.4) for _ in range(3))
+    return Manifold.cube((x, y, z), center=True)
 
 
 def _rounded_block(rng: np.random.Generator) -> Manifold:
@@ -44,15 +45,15 @@ def _cone(rng: np.random.Generator) -> Manifold:
 
 def _ball(rng: np.random.Generator) -> Manifold:
     """A sphere, a superellipsoid or a bumpy ball, often with unequal axes."""
-    axes = rng.uniform(0.3, 1, 3) if rng.random() < 0.7 else np.ones(3)
+    x, y, z = rng.uniform(0.3, 1, 3) if rng.random() < 0.7 else np.ones(3)
     power = _log_uniform(rng, 1.2, 6)  # Between an octahedron (1) and nearly a cube (6).
     waves, phase = rng.normal(size=(3, 6)) * rng.uniform(1, 3), rng.uniform(0, 2 * np.pi, 6)
     shapes = (
-        lambda x: x,
-        lambda x: x * np.sum(np.abs(x) ** power, axis=1, keepdims=True) ** (-1 / power),
-        lambda x: x * np.exp(0.08 * np.sin(x @ waves + phase).sum(axis=1, keepdims=True)),
+        lambda p: p,
+        lambda p: p * np.sum(np.abs(p) ** power, axis=1, keepdims=True) ** (-1 / power),
+        lambda p: p * np.exp(0.08 * np.sin(p @ waves + phase).sum(axis=1, keepdims=True)),
     )
-    return Manifold.sphere(1, _SEGMENTS).warp_batch(shapes[rng.integers(3)]).scale(tuple(axes))
+    return Manifold.sphere(1, _SEGMENTS).warp_batch(shapes[rng.integers(3)]).scale((x, y, z))
 
 
 def _torus(rng: np.random.Generator) -> Manifold:

@@ -30,8 +30,9 @@ class GroupEncoder(nn.Module):
         """Tokens of n patches of K points, each patch centred."""
         n, size, _ = points.shape
         local = self.first_conv(points.flatten(0, 1)).unflatten(0, (n, size))
-        join, norm, activate, last = self.second_conv
+        join, *rest = self.second_conv
+        assert isinstance(join, nn.Linear)
         # Published: join(cat[pooled, local]). The pooled half is the same for all points of a patch: once is enough.
         of_pooled, of_local = join.weight.split(local.shape[-1], dim=1)
         joined = linear(local, of_local, join.bias) + linear(local.amax(dim=1, keepdim=True), of_pooled)
-        return last(activate(norm(joined.flatten(0, 1)))).unflatten(0, (n, size)).amax(dim=1)
+        return nn.Sequential(*rest)(joined.flatten(0, 1)).unflatten(0, (n, size)).amax(dim=1)

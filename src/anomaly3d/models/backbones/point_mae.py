@@ -96,8 +96,7 @@ class Blocks(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(width, heads, drop_path * i / max(1, depth - 1)) for i in range(depth))
 
 
 class PointMAE(nn.Module):

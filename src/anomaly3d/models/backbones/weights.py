@@ -48,8 +48,8 @@ def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int
             model = FrozenPointMAE(size)
             calibrate_batch_norm(model)
         log.warning(
-            "The '%s' Point-MAE has random weights (seed %d): expect low scores. The weights that come with the package "
-            "are --model.detector.init_args.backbone_weights small.",
+            "The '%s' Point-MAE has random weights (seed %d): expect low scores. Those that come with the package are "
+            "--model.detector.init_args.backbone_weights small.",
             size,
             seed,
         )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from einops import einsum
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -21,18 +21,18 @@ from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapter import LTIAdapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
 from anomaly3d.models.mamba3dad.gsas import GSAS, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
-from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share
+from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
 from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
-
 
 Corruption = Literal["features", "points", "both"]
 
@@ -61,6 +61,8 @@ class Mamba3dAD(Detector):
         scale: augmentation: relative change of size. [paper]
         dropout_points: augmentation: largest share of points left out. [paper]
         translation: augmentation: largest shift along each axis. [paper]
+        standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
+            make every descriptor alike, and the columns of the plan blunt. None: where there are point defects. [ours]
         slots: S. [paper]
         descriptor_width: d_a. [paper]
         graph_neighbours: neighbours of a centre in the descriptor graph, itself included. [inferred]
@@ -73,7 +75,7 @@ class Mamba3dAD(Detector):
         state_scale: initial s of A = s * orthogonal. [paper]
         max_state_norm: limit of A's spectral norm. [paper]
         corruption: what the discriminator learns to tell from normal: noise on `features` [paper], defects in the
-            `points` of the cloud, or `both` [ours].
+            `points` of the cloud, or `both` [ours]. See docs/mamba3dad.md for what each teaches it.
         noise_probability: share of slots corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
@@ -106,6 +108,7 @@ class Mamba3dAD(Detector):
         scale: float = 0.05,
         dropout_points: float = 0.05,
         translation: float = 0.002,
+        standardise: bool | None = None,
         slots: int = 1024,
         descriptor_width: int = 128,
         graph_neighbours: int = 8,
@@ -142,6 +145,8 @@ class Mamba3dAD(Detector):
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         width, depth = self.backbone.width, self.backbone.depth
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
+        self.standardise = corruption != "features" if standardise is None else standardise
+        self.standardiser = TokenStandardiser(width * len(self.blocks))
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
         self.norm = nn.LayerNorm(width)
@@ -164,16 +169,18 @@ class Mamba3dAD(Detector):
             clouds = [cloud.xyz for cloud in altered]
         groups = self.sampler.group(replace(framed, clouds=tuple(clouds)))
         ordered = self._sort(groups)
-        features, labels = self._features(ordered), torch.zeros(ordered.features.shape[:2], device=groups.centres.device)
+        features = self._features(ordered)
+        labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
         if self.corruption != "points":
             features, labels = self.generator(features)
         if altered:
             shares = [moved_share(cloud.defective, index) for cloud, index in zip(altered, groups.index, strict=True)]
             labels = torch.maximum(labels, slot_labels(torch.stack(shares), ordered.plan))
-        logits = self.discriminator(features, ordered.coordinates)
-        bce = binary_cross_entropy_with_logits(
-            logits.float(), labels, pos_weight=logits.new_tensor(self.positive_weight, dtype=torch.float32)
-        )
+            # How much of the clouds is defective is known only now.
+            positive = labels.mean().clamp(min=0.01)
+            positive_weight = (1 - positive) / positive
+        logits = self.discriminator(features, ordered.coordinates).float()
+        bce = binary_cross_entropy_with_logits(logits, labels, pos_weight=torch.as_tensor(positive_weight).to(logits))
         entropy = column_entropy(ordered.plan)
         local = locality(ordered.plan, groups.centres, self.locality_sigma)
         return {
@@ -195,8 +202,12 @@ class Mamba3dAD(Detector):
         return AnomalyPrediction(point_scores=torch.cat(points), object_scores=logits.amax(dim=1))
 
     def _sort(self, groups: PatchGroups) -> SortedTokens:
-        tokens = self.backbone(groups.points, groups.centres, self.blocks)
-        return self.gsas(torch.stack(tokens, dim=1), groups.centres)
+        tokens = torch.cat(self.backbone(groups.points, groups.centres, self.blocks), dim=-1)
+        if self.standardise:
+            if self.training:
+                self.standardiser.observe(tokens)
+            tokens = self.standardiser(tokens)
+        return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), groups.centres)
 
     def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
         return self.norm(self.adapter(ordered.features))
@@ -210,13 +221,6 @@ class Mamba3dAD(Detector):
             radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
             points = ball_median(cloud, points, radius)
         return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
-
-
-def slot_labels(shares: Float[Tensor, "B M"], plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B S"]:
-    """Soft labels sum_t P_ts m_t; a token is fully anomalous from half its patch's points on."""
-    layers = plan.shape[1] // shares.shape[1]
-    tokens = (2 * shares).clamp(max=1).repeat(1, layers)
-    return einsum(plan.detach().float(), tokens, "b t s, b t -> b s").clamp(0, 1)
 
 
 def spread_blocks(depth: int, most: int = 6) -> tuple[int, ...]:

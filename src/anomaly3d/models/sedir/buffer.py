@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
-from anomaly3d.models.sedir.ranks import gather_ranks
+from anomaly3d.models.components.ranks import gather_ranks
 
 Eviction = Literal["fifo", "balanced"]
 

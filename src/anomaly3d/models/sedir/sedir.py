@@ -17,13 +17,13 @@ from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
+from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.sedir.buffer import Eviction
 from anomaly3d.models.sedir.c3l import CategoryContrast
 from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer, Encoded, position_embedding
 from anomaly3d.models.sedir.geometry import GeometryBias, GeometrySource, geometry_descriptor
 from anomaly3d.models.sedir.ggd import GeometryGuidedDecoder
 from anomaly3d.models.sedir.jitter import FeatureJitter
-from anomaly3d.models.sedir.standardise import TokenStandardiser
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomaly3d.models.sedir.standardise import TokenStandardiser
+from anomaly3d.models.components.standardise import TokenStandardiser
 
 
 @pytest.mark.parametrize("batches", [[6], [1, 1, 1, 1, 1, 1], [2, 3, 1]], ids=str)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.models.sedir.ranks import gather_ranks
+from anomaly3d.models.components.ranks import gather_ranks
 
 _SMALLEST_VARIANCE = 1e-6  # normalised tokens have a mean square of one
 
