@@ -32,6 +32,7 @@ from anomaly3d.models.backbones.point_mae import FrozenPointMAE
 from anomaly3d.models.backbones.weights import frozen_point_mae, weights_hash
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import TokenScoring
+from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.types import PatchGroups, PointCloudBatch
 
 
@@ -85,6 +86,7 @@ def bank(
     groups: int = 256,
     group_size: int = 128,
     block: int | None = None,
+    standardise: bool = True,
     pseudo_defects: bool = False,
 ) -> None:
     """O- and P-AUROC of a memory bank, per category, macro mean.
@@ -96,36 +98,46 @@ def bank(
         groups: patches per cloud.
         group_size: points per patch.
         block: transformer block of the tokens, 0 for the tokens before the transformer; default the last.
+        standardise: tokens in units of their variation over the training clouds, as the detectors take them.
         pseudo_defects: score the validation clouds instead, made from the training clouds.
     """
-    print(f"Memory bank, {groups} patches of {group_size}, block {block or 'last'}: AUROC in percent per seed\n")
+    print(
+        f"Memory bank, {groups} patches of {group_size}, block {'last' if block is None else block}: AUROC in percent per seed\n"
+    )
     _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
     for name in weights or ["random", "small"]:
         for label, root in data.items():
             found = []
             for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
                 model = frozen_point_mae(weights=name, seed=seed)
-                found.append(
-                    _bank(model, _module(root), PatchSampler(groups, group_size, pad=True), block, pseudo_defects)
-                )
+                sampler = PatchSampler(groups, group_size, pad=True)
+                found.append(_bank(model, _module(root), sampler, block, standardise, pseudo_defects))
             objects, points = zip(*found, strict=True)
             _row(name, model, label, objects, points)
 
 
 def _bank(
-    model: FrozenPointMAE, data: PointCloudDataModule, sampler: PatchSampler, block: int | None, pseudo_defects: bool
+    model: FrozenPointMAE,
+    data: PointCloudDataModule,
+    sampler: PatchSampler,
+    block: int | None,
+    standardise: bool,
+    pseudo_defects: bool,
 ) -> tuple[float, float]:
     data.setup("fit" if pseudo_defects else None)
     memory: dict[int, list[Tensor]] = {}
     for batch in data.train_dataloader():
         memory.setdefault(int(batch.category), []).append(_tokens(model, sampler(batch), block)[0])
-    banks = {category: torch.cat(tokens) for category, tokens in memory.items()}
+    standardiser = TokenStandardiser(model.width)
+    if standardise:
+        standardiser.observe(torch.cat([cloud[None] for tokens in memory.values() for cloud in tokens]))
+    banks = {category: standardiser(torch.cat(tokens)) for category, tokens in memory.items()}
     scoring, evaluator = TokenScoring(), Evaluator(data.category_names)
     loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
     for batch in track(loader, description=data.root.name, transient=True):
         patches = sampler(batch)
         (tokens,) = _tokens(model, patches, block)
-        errors = torch.cdist(tokens, banks[int(batch.category)]).amin(1)[None]
+        errors = torch.cdist(standardiser(tokens), banks[int(batch.category)]).amin(1)[None]
         evaluator.update(scoring(errors, patches, batch), batch)
     mean = evaluator.compute().mean
     return mean["o_auroc"], mean["p_auroc"]
