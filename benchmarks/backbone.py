@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from jsonargparse import auto_cli
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -59,10 +60,10 @@ def probe(
     sets = {}
     for seed in seeds or [0, 1, 2]:
         clouds, labels = labelled_clouds(families, per_family, 2048, seed=10_000 + seed)
-        odd = torch.arange(len(labels)) % 2 == 1
+        odd = np.arange(len(labels)) % 2 == 1
         sets[f"generated, {families} families", seed] = (clouds[~odd], labels[~odd], clouds[odd], labels[odd])
         if shapes is not None:
-            sets["psb30", seed] = (*_psb30(shapes / "psb30_train.npz"), *_psb30(shapes / "psb30_test.npz"))
+            sets["psb30", seed] = (*_labelled(shapes / "psb30_train.npz"), *_labelled(shapes / "psb30_test.npz"))
     print(f"Linear probe, {groups} patches of {group_size}: accuracy in percent per seed\n")
     _header("weights", "sha256", "clouds", "accuracy", "mean")
     sampler = PatchSampler(groups, group_size)
@@ -134,7 +135,7 @@ def _bank(
     banks = {category: standardiser(torch.cat(tokens)) for category, tokens in memory.items()}
     scoring, evaluator = TokenScoring(), Evaluator(data.category_names)
     loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
-    for batch in track(loader, description=data.root.name, transient=True):
+    for batch in track(loader, description=data.root.name, console=Console(stderr=True)):
         patches = sampler(batch)
         (tokens,) = _tokens(model, patches, block)
         errors = torch.cdist(standardiser(tokens), banks[int(batch.category)]).amin(1)[None]
@@ -164,22 +165,20 @@ def _features(model: FrozenPointMAE, sampler: PatchSampler, clouds: Float[Tensor
     return torch.cat(rows).numpy()
 
 
-def _logistic(xa: np.ndarray, ya: Tensor, xb: np.ndarray, yb: Tensor) -> float:
+def _logistic(xa: np.ndarray, ya: np.ndarray, xb: np.ndarray, yb: np.ndarray) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that lbfgs stopped at its limit
-        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(xa, ya.numpy())
-    return float(fitted.score(xb, yb.numpy()))
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(xa, ya)
+    return float(fitted.score(xb, yb))
 
 
-def _psb30(file: Path) -> tuple[Tensor, Tensor]:
+def _labelled(file: Path) -> tuple[Tensor, np.ndarray]:
     content = np.load(file)
-    return torch.from_numpy(content["points"].astype(np.float32) / 32767), torch.from_numpy(
-        content["label"].astype(int)
-    )
+    return torch.from_numpy(content["points"].astype(np.float32) / 32767), content["label"]
 
 
 def _header(*names: str) -> None:

@@ -75,7 +75,7 @@ class Mamba3dAD(Detector):
         state_scale: initial s of A = s * orthogonal. [paper]
         max_state_norm: limit of A's spectral norm. [paper]
         corruption: what the discriminator learns to tell from normal: noise on `features` [paper], defects in the
-            `points` of the cloud, or `both` [ours]. See docs/mamba3dad.md for what each teaches it.
+            `points` of the cloud, or `both` [ours]. `configs/benchmark/learning.yaml` compares them.
         noise_probability: share of slots corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
