@@ -102,9 +102,8 @@ def bank(
         standardise: tokens in units of their variation over the training clouds, as the detectors take them.
         pseudo_defects: score the validation clouds instead, made from the training clouds.
     """
-    print(
-        f"Memory bank, {groups} patches of {group_size}, block {'last' if block is None else block}: AUROC in percent per seed\n"
-    )
+    which = "last" if block is None else block
+    print(f"Memory bank, {groups} patches of {group_size}, block {which}: AUROC in percent per seed\n")
     _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
     for name in weights or ["random", "small"]:
         for label, root in data.items():
