@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
+PRETRAINING = sorted((ROOT / "configs" / "experiment").glob("point_mae_*.yaml"))
+RECIPES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - set(PRETRAINING))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -28,6 +29,16 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     found.pop("voxel_size", None)  # in the unit of the data set's files
     assert found == settings
     assert whole == part
+
+
+@pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
+def test_pretraining_recipe_builds_its_size(recipe: Path, tmp_path: Path) -> None:
+    from anomaly3d.lit.pretrain_cli import PretrainingCLI
+
+    cli = PretrainingCLI(["--config", str(recipe), "--output", str(tmp_path), "--trainer.precision", "32-true"])
+    assert recipe.stem == f"point_mae_{cli.model.size}"
+    assert cli.trainer.max_epochs == yaml.safe_load(recipe.read_text())["trainer"]["max_epochs"]
+    assert cli.datamodule.stream.points >= max(cli.model.patch_sizes) / cli.model.max_share or cli.model.size == "base"
 
 
 def test_every_method_has_a_recipe_for_every_data_set_and_setting() -> None:
