@@ -26,8 +26,8 @@ class PointDefects(nn.Module):
     Lengths are in units of the cloud's radius. Draws come from torch's global generator.
 
     Args:
-        count: spots of a cloud are drawn from 0 to this number. With few, nearly all that a training step sees is normal:
-            at 3 a discriminator on tokens learned half as much from as many clouds as at 12.
+        count: spots of a cloud are drawn from 0 to this number. With few, nearly all that a training step sees is
+            normal, and little is learned from it.
         radius: least and greatest radius of a spot.
         height: least and greatest displacement, in radii of the spot.
         elongation: greatest ratio of a spot's axes.
