@@ -89,8 +89,18 @@ def test_permuting_tokens_and_slots_permutes_the_plan() -> None:
     assert_close(sinkhorn(matrix[:, rows][:, :, columns]), sinkhorn(matrix)[:, rows][:, :, columns])
 
 
-@pytest.mark.parametrize(("scale", "method"), [(1.0, "scaling"), (10.0, "scaling in float64"), (100.0, "log")])
-def test_auto_follows_the_spread(scale: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scale", "iterations", "method"),
+    [
+        (1.0, 8, "scaling"),
+        (10.0, 8, "scaling in float64"),
+        (1000.0, 8, "scaling in float64"),
+        (10.0, 40, "log"),
+    ],
+)
+def test_auto_follows_the_spread_and_the_iterations(
+    scale: float, iterations: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = []
     apply, log_space = sinkhorn_module._Scaling.apply, sinkhorn_module._log_space
 
@@ -105,18 +115,18 @@ def test_auto_follows_the_spread(scale: float, method: str, monkeypatch: pytest.
     monkeypatch.setattr(sinkhorn_module._Scaling, "apply", scaling)
     monkeypatch.setattr(sinkhorn_module, "_log_space", log)
     matrix = affinity(1, 40, 30, scale=scale).requires_grad_()
-    plan = sinkhorn(matrix)
+    plan = sinkhorn(matrix, iterations=iterations)
     assert used == [method]
     assert_close(
         plan[0].detach().numpy(),
-        reference(matrix[0].detach().double().numpy(), 0.2, 8),
+        reference(matrix[0].detach().double().numpy(), 0.2, iterations),
         check_dtype=False,
         rtol=1e-3,
         atol=1e-5,
     )
     (gradient,) = torch.autograd.grad(plan.square().sum(), matrix)
     exact = matrix.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(sinkhorn(exact, method="log").square().sum(), exact)
+    (expected,) = torch.autograd.grad(sinkhorn(exact, iterations=iterations, method="log").square().sum(), exact)
     assert_close(gradient, expected.float(), rtol=1e-2, atol=1e-4)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, log
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from anomaly3d.ops.precision import full_precision, no_autocast
 
-_MAX_SPREAD = {torch.float32: 60.0, torch.float64: 500.0}
-"""Largest range of log affinities within which exp(), and products of two scalings, stay normal numbers."""
+_MAX_SPREAD = 60.0
+"""Largest range of log affinities for float32: within it exp(), and products of two scalings, stay normal numbers."""
+_MAX_GROWTH = 200.0
+"""Largest logarithm of a scaling for float64: products of three stay within its numbers, which reach exp(709)."""
 
 
 def sinkhorn(
@@ -32,8 +34,8 @@ def sinkhorn(
         tau: temperature > 0 [paper: 0.2].
         iterations: row and column steps [paper: 8].
         method: `log` (the specification; any spread), `scaling` (one exp, then two vectors; about ten times faster
-            with its gradient, differentiable once) or `auto`: scaling while the spread of the affinities is safe in
-            the working precision (finding out waits for the device), log beyond.
+            with its gradient, differentiable once) or `auto`: scaling, in float64 where the spread of the affinities
+            asks for it (finding out waits for the device), and log where even that could overflow.
 
     Returns:
         The plan in float32 (float64 for a float64 affinity). Sums run in float64 when T > 5000 or S > 2048 [paper].
@@ -58,18 +60,23 @@ def sinkhorn(
         # exponentials vanishes.
         logits = logits - logits.detach().amax(2, keepdim=True)
         if method == "auto":
-            method, logits = _choose(logits)
+            method, logits = _choose(logits, iterations)
         plan = _log_space(logits, iterations) if method == "log" else _Scaling.apply(logits, iterations)
     return plan.to(dtype)
 
 
-def _choose(logits: Tensor) -> tuple[Literal["scaling", "log"], Tensor]:
+def _choose(logits: Tensor, iterations: int) -> tuple[Literal["scaling", "log"], Tensor]:
     spread = -logits.detach().amin().item()
     if not isfinite(spread):
         raise ValueError("sinkhorn of an affinity with NaN or infinite entries")
-    for dtype in (logits.dtype, torch.float64):
-        if spread <= _MAX_SPREAD[dtype]:
-            return "scaling", logits.to(dtype)
+    if spread <= _MAX_SPREAD:
+        return "scaling", logits
+    # Every row and column keeps a 0, so its sum is at least the other scaling's smallest entry: logarithms of the
+    # scalings grow by at most this much in an iteration. An entry too small for exp(), below -745, becomes 0 in the
+    # plan; the exact one is below exp(-745 + 2 * 200).
+    growth = log(logits.shape[1]) + log(logits.shape[2]) + abs(log(logits.shape[2] / logits.shape[1]))
+    if iterations * growth <= _MAX_GROWTH:
+        return "scaling", logits.double()
     return "log", logits
 
 
