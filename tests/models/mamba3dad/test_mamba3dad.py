@@ -154,6 +154,40 @@ def test_training_draws_augmentation_and_scoring_does_not() -> None:
         assert (first == second) is repeats
 
 
+def test_numbered_views_are_encoded_once_and_change_no_loss() -> None:
+    """Three views of two clouds: six encodings, and bit for bit the losses of a detector that keeps none."""
+    batch, losses, encodings = clouds(200, 300), {}, {}
+    for keep in (2.0, 0.0):
+        torch.manual_seed(0)
+        model = detector(corruption="points", views=3, frozen_cache_gb=keep)
+        calls = []
+        model.backbone.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        losses[keep] = [model.loss(batch)["loss"].item() for _ in range(12)]
+        encodings[keep] = len(calls)
+    assert losses[2.0] == losses[0.0]
+    assert encodings == {2.0: 6, 0.0: 24}
+    assert len(set(losses[2.0])) > 3
+
+
+def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:
+    def first_tokens(seed: int, state: dict[str, Any] | None = None) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model = detector(corruption="points", views=1)
+        if state is not None:
+            model.load_state_dict(state)
+        states.append(model.state_dict())
+        return model._view(cloud.xyz, "c/train/0").tokens
+
+    states: list[dict[str, Any]] = []
+    cloud = clouds(200)
+    tokens = first_tokens(1)
+    backbone = {k: v for k, v in states[0].items() if k.startswith("backbone.")}
+    assert torch.equal(tokens, first_tokens(2, states[0]))
+    assert not torch.equal(tokens, first_tokens(2, states[1] | backbone | {"views_seed": torch.tensor(3)}))
+    with pytest.raises(InputError, match="views=0"):
+        detector(views=0)
+
+
 @pytest.mark.parametrize(("transition", "state_norm"), [("dense", "readout"), ("rotation", "recurrent")])
 def test_other_forms_of_the_adapter_train_and_score(transition: str, state_norm: str) -> None:
     model = detector(transition=transition, state_norm=state_norm)

@@ -6,9 +6,11 @@ patches -> frozen Point-MAE tokens of L layers -> GSAS: sorted slots -> LTI adap
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -20,6 +22,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
+from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapter import LTIAdapter
@@ -35,6 +38,14 @@ from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 Corruption = Literal["features", "points", "both"]
+
+
+class TrainingView(NamedTuple):
+    """An altered training cloud as the trainable part sees it."""
+
+    tokens: Float[Tensor, "B M C"]  # of all blocks, one after the other: C = L * D
+    centres: Float[Tensor, "B M 3"]
+    defective: Float[Tensor, "B M"]  # share of each patch's points
 
 
 class Mamba3dAD(Detector):
@@ -61,6 +72,10 @@ class Mamba3dAD(Detector):
         scale: augmentation: relative change of size. [paper]
         dropout_points: augmentation: largest share of points left out. [paper]
         translation: augmentation: largest shift along each axis. [paper]
+        views: altered copies of each training cloud, numbered: a step draws one of them, and its frozen tokens are
+            computed once per run and kept. None draws anew at every step, and computes anew. [ours; paper: None]
+        frozen_cache_gb: memory for the tokens of these copies; with 0 they are computed at every step, with the same
+            losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
             make every descriptor alike, and the columns of the plan blunt. None: where there are point defects. [ours]
         slots: S. [paper]
@@ -92,6 +107,8 @@ class Mamba3dAD(Detector):
         InputError: a setting that does not fit another.
     """
 
+    views_seed: Tensor
+
     def __init__(
         self,
         backbone_size: Size | None = None,
@@ -108,6 +125,8 @@ class Mamba3dAD(Detector):
         scale: float = 0.05,
         dropout_points: float = 0.05,
         translation: float = 0.002,
+        views: int | None = None,
+        frozen_cache_gb: float = 2.0,
         standardise: bool | None = None,
         slots: int = 1024,
         descriptor_width: int = 128,
@@ -137,6 +156,8 @@ class Mamba3dAD(Detector):
             raise InputError(
                 "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
             )
+        if views is not None and views < 1:
+            raise InputError(f"views={views}: give the number of copies per cloud, or null for a new one every step")
         self.protocol = "strict" if canonical else "paper"
         self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
         self.augment = Augmentation(
@@ -159,30 +180,29 @@ class Mamba3dAD(Detector):
         self.locality_weight = locality_weight
         self.locality_sigma = locality_sigma
         self.median_voxels = median_voxels
+        self.views = views
+        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb)
+        # Saved with the checkpoint: a resumed run sees the same copies.
+        self.register_buffer("views_seed", torch.randint(2**31, ()))
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""
-        framed = self.sampler.frame(batch)
-        clouds = [self.augment(cloud) for cloud in framed.clouds]
-        altered = [self.point_defects(cloud) for cloud in clouds] if self.corruption != "features" else []
-        if altered:
-            clouds = [cloud.xyz for cloud in altered]
-        groups = self.sampler.group(replace(framed, clouds=tuple(clouds)))
-        ordered = self._sort(groups)
+        views = [self._view(cloud, name) for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)]
+        tokens, centres, defective = map(torch.cat, zip(*views, strict=True))
+        ordered = self._sort(tokens, centres)
         features = self._features(ordered)
         labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
         if self.corruption != "points":
             features, labels = self.generator(features)
-        if altered:
-            shares = [moved_share(cloud.defective, index) for cloud, index in zip(altered, groups.index, strict=True)]
-            labels = torch.maximum(labels, slot_labels(torch.stack(shares), ordered.plan))
+        if self.corruption != "features":
+            labels = torch.maximum(labels, slot_labels(defective, ordered.plan))
             # How much of the clouds is defective is known only now.
             positive = labels.mean().clamp(min=0.01)
             positive_weight = (1 - positive) / positive
         logits = self.discriminator(features, ordered.coordinates).float()
         bce = binary_cross_entropy_with_logits(logits, labels, pos_weight=torch.as_tensor(positive_weight).to(logits))
         entropy = column_entropy(ordered.plan)
-        local = locality(ordered.plan, groups.centres, self.locality_sigma)
+        local = locality(ordered.plan, centres, self.locality_sigma)
         return {
             "loss": bce + self.entropy_weight * entropy + self.locality_weight * local,
             "bce": bce,
@@ -195,19 +215,44 @@ class Mamba3dAD(Detector):
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Logits carried back to every point of the file; an object's score is its largest slot logit."""
         groups = self.sampler(batch)
-        ordered = self._sort(groups)
+        ordered = self._sort(self._tokens(groups), groups.centres)
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
         of_patches = patch_scores(logits, ordered.plan, groups.centres.shape[1])
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
         return AnomalyPrediction(point_scores=torch.cat(points), object_scores=logits.amax(dim=1))
 
-    def _sort(self, groups: PatchGroups) -> SortedTokens:
-        tokens = torch.cat(self.backbone(groups.points, groups.centres, self.blocks), dim=-1)
+    def _view(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
+        if self.views is None:
+            return self._altered(cloud, name)
+        number = int(torch.randint(self.views, ()))
+        return self.frozen_views(cloud, partial(self._numbered, cloud, name, number), number)
+
+    def _numbered(self, cloud: Float[Tensor, "N 3"], name: str, number: int) -> TrainingView:
+        with torch.random.fork_rng([cloud.device] if cloud.is_cuda else []):
+            torch.manual_seed(zlib.crc32(f"{self.views_seed.item()} {name} {number}".encode()))
+            return self._altered(cloud, name)
+
+    @torch.no_grad()
+    def _altered(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
+        framed = self.sampler.frame(PointCloudBatch.pack([cloud], [name]))
+        augmented, defective = self.augment(framed.clouds[0]), None
+        if self.corruption != "features":
+            augmented, defective = self.point_defects(augmented)
+        groups = self.sampler.group(replace(framed, clouds=(augmented,)))
+        shares = torch.zeros_like(groups.centres[..., 0])
+        if defective is not None:
+            shares = moved_share(defective, groups.index[0])[None]
+        return TrainingView(self._tokens(groups), groups.centres, shares)
+
+    def _tokens(self, groups: PatchGroups) -> Float[Tensor, "B M C"]:
+        return torch.cat(self.backbone(groups.points, groups.centres, self.blocks), dim=-1)
+
+    def _sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
         if self.standardise:
             if self.training:
                 self.standardiser.observe(tokens)
             tokens = self.standardiser(tokens)
-        return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), groups.centres)
+        return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres)
 
     def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
         return self.norm(self.adapter(ordered.features))
