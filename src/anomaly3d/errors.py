@@ -7,3 +7,10 @@ class InputError(ValueError):
     The message is complete by itself: it names the file (or the setting) and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+def check_range(low: float, high: float, **settings: float | None) -> None:
+    """Raise InputError for the first setting that is given and not within [low, high]; NaN never is."""
+    for name, value in settings.items():
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name}={value}: give a value from {low:g} to {high:g}")

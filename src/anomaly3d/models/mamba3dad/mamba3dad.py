@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
@@ -104,7 +105,7 @@ class Mamba3dAD(Detector):
         median_voxels: radius, in voxels, of the median filter on point scores (3 in the paper); None for none. [paper]
 
     Raises:
-        InputError: a setting that does not fit another.
+        InputError: a setting is out of range or does not fit another.
     """
 
     views_seed: Tensor
@@ -156,8 +157,12 @@ class Mamba3dAD(Detector):
             raise InputError(
                 "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
             )
-        if views is not None and views < 1:
-            raise InputError(f"views={views}: give the number of copies per cloud, or null for a new one every step")
+        check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
+        check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours, heads=heads)
+        check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations)
+        check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size)
+        check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
+        check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
         self.protocol = "strict" if canonical else "paper"
         self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
         self.augment = Augmentation(
@@ -168,6 +173,8 @@ class Mamba3dAD(Detector):
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
+        if width % heads:
+            raise InputError(f"heads={heads}: must divide the backbone's width, {width}")
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
         self.norm = nn.LayerNorm(width)

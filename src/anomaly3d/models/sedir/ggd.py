@@ -8,16 +8,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
-
 
 class GeometryGuidedAttention(nn.Module):
     """`softmax(Q K^T / sqrt(d_head) + beta b) V` with one bias per key, the same for all queries and heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"The width ({width}) must be a multiple of the number of heads ({heads}).")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)

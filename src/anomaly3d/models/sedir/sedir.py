@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
@@ -89,6 +90,9 @@ class SeDiR(Detector):
         smooth_kernel: tokens under the smoothing Gaussian [inferred].
         smooth_sigma: its width; by default 2 tokens for `token_index` [inferred], and for `spatial` 1 mean distance
             between neighbouring centres [ours].
+
+    Raises:
+        InputError: a setting is out of range or does not fit another.
     """
 
     def __init__(
@@ -128,6 +132,12 @@ class SeDiR(Detector):
         smooth_sigma: float | None = None,
     ) -> None:
         super().__init__()
+        check_range(1, inf, num_groups=num_groups, width=width, heads=heads, hidden=hidden)
+        check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth, smooth_kernel=smooth_kernel)
+        check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
+        check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
+        if width % heads:
+            raise InputError(f"heads={heads}: must divide the width, {width}")
         if group_size < 2 or group_size % 2:
             raise InputError(f"group_size must be even, for neighbourhoods of k/2, k and 2k points; got {group_size}.")
         self.protocol = protocol

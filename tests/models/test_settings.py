@@ -1,0 +1,40 @@
+"""Settings that no model can have are refused in one line that names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anomaly3d.errors import InputError, check_range
+from anomaly3d.models.base import Detector
+from anomaly3d.models.mamba3dad import Mamba3dAD
+from anomaly3d.models.sedir import SeDiR
+
+
+@pytest.mark.parametrize(
+    ("detector", "setting", "value"),
+    [
+        (Mamba3dAD, "heads", 7),
+        (Mamba3dAD, "slots", 0),
+        (Mamba3dAD, "tau", 0.0),
+        (Mamba3dAD, "dropout", 1.5),
+        (Mamba3dAD, "noise_probability", 0.0),
+        (Mamba3dAD, "graph_neighbours", 0),
+        (Mamba3dAD, "views", 0),
+        (SeDiR, "heads", 7),
+        (SeDiR, "num_groups", 0),
+        (SeDiR, "temperature", 0.0),
+        (SeDiR, "jitter_probability", -0.1),
+    ],
+)
+def test_impossible_settings_are_named(detector: type[Detector], setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{setting}={value}"):
+        detector(**{"backbone_size": "tiny", "backbone_weights": "random", setting: value})
+
+
+def test_ranges_include_their_ends_and_nothing_else() -> None:
+    check_range(0, 1, lowest=0, highest=1, absent=None)
+    for value in (-1e-9, 1.001, float("nan")):
+        with pytest.raises(InputError, match="share="):
+            check_range(0, 1, share=value)
