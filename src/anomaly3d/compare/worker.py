@@ -20,14 +20,21 @@ from anomaly3d.report.files import write_text
 
 
 class Progress(Callback):
-    """Tells the parent how far the training is, in `progress.json`."""
+    """Tells the parent how many epochs are finished and saved, in `progress.json`."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "progress.json"
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After every epoch."""
-        write_text(self.file, json.dumps({"epoch": trainer.current_epoch + 1, "epochs": trainer.max_epochs}))
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Not at an epoch's end: checkpoints are written after all other callbacks there."""
+        self._write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After the last epoch."""
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
 
 
 def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
