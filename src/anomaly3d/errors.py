@@ -9,6 +9,12 @@ class InputError(ValueError):
     """
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raise InputError where attention can't share its channels out among the heads."""
+    if heads < 1 or width % heads:
+        raise InputError(f"heads={heads}: the width, {width}, must be a multiple of the number of heads")
+
+
 def check_range(low: float, high: float, **settings: float | None) -> None:
     """Raise InputError for the first setting that is given and not within [low, high]; NaN never is."""
     for name, value in settings.items():

@@ -56,6 +56,11 @@ def test_bias_receives_a_gradient():
     torch.testing.assert_close(bias.grad.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="multiple"):
+        GeometryGuidedAttention(10, 4)
+
+
 def test_decoder_layer_is_two_attentions_and_a_joint_feed_forward():
     layer = DecoderLayer(8, 2, 16, dropout=0.1).eval()
     query, encoded, previous, bias = torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5)

@@ -6,6 +6,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomaly3d.errors import check_heads
+
 
 class Discriminator(nn.Module):
     """Slot coordinate embedded and added, one pre-norm self-attention over the slots, a two-layer head.
@@ -22,6 +24,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int, heads: int = 8, dropout: float = 0.1, position_width: int = 128) -> None:
         super().__init__()
+        check_heads(width, heads)
         self.position = nn.Sequential(nn.Linear(3, position_width), nn.GELU(), nn.Linear(position_width, width))
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)

@@ -158,7 +158,7 @@ class Mamba3dAD(Detector):
                 "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
             )
         check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
-        check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours, heads=heads)
+        check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
         check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations)
         check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
@@ -173,8 +173,6 @@ class Mamba3dAD(Detector):
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
-        if width % heads:
-            raise InputError(f"heads={heads}: must divide the backbone's width, {width}")
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
         self.norm = nn.LayerNorm(width)

@@ -9,6 +9,8 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomaly3d.errors import check_heads
+
 
 class Encoded(NamedTuple):
     """Encoded tokens of the k/2, k and 2k neighbourhoods and the adaptive context token."""
@@ -53,6 +55,7 @@ class CoarseToFineTokenizer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_heads(width, heads)
         self.project = nn.Linear(token_width, width)
         self.context = nn.Parameter(torch.randn(width) * 0.02)
         # Not nn.TransformerEncoder, which starts every layer from the same weights.

@@ -8,12 +8,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomaly3d.errors import check_heads
+
 
 class GeometryGuidedAttention(nn.Module):
     """`softmax(Q K^T / sqrt(d_head) + beta b) V` with one bias per key, the same for all queries and heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        check_heads(width, heads)
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)

@@ -132,12 +132,10 @@ class SeDiR(Detector):
         smooth_sigma: float | None = None,
     ) -> None:
         super().__init__()
-        check_range(1, inf, num_groups=num_groups, width=width, heads=heads, hidden=hidden)
-        check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth, smooth_kernel=smooth_kernel)
+        check_range(1, inf, num_groups=num_groups, width=width, hidden=hidden)
+        check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
-        if width % heads:
-            raise InputError(f"heads={heads}: must divide the width, {width}")
         if group_size < 2 or group_size % 2:
             raise InputError(f"group_size must be even, for neighbourhoods of k/2, k and 2k points; got {group_size}.")
         self.protocol = protocol
