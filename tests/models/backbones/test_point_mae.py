@@ -255,6 +255,9 @@ def test_random_weights_follow_their_seed_alone(caplog: pytest.LogCaptureFixture
     torch.manual_seed(2)
     assert weights_hash(first) == weights_hash(frozen_point_mae("tiny", "random", seed=3))
     assert weights_hash(first) != weights_hash(frozen_point_mae("tiny", "random", seed=4))
+    torch.manual_seed(3)
+    torch.rand(5)
+    assert weights_hash(first) == weights_hash(frozen_point_mae("tiny", "random")), "by default the run's seed"
     assert "random weights" in caplog.text
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import patch_radius
 from anomaly3d.models.sedir import SeDiR
+from anomaly3d.models.sedir.sedir import neighbourhoods
 from anomaly3d.types import PointCloudBatch
 
 TINY: dict[str, Any] = {
@@ -171,7 +172,7 @@ def test_geometry_source_and_bias_reach_the_reconstruction(source):
     other = detector.reconstruct(view._replace(geometry=view.geometry.flip(1))).tokens
     assert (tokens - other).abs().max() > 1e-5
     with torch.no_grad():
-        detector.geometry_bias.beta.zero_()
+        detector.guidance.beta.zero_()
     flat, same = (detector.reconstruct(v).tokens for v in (view, view._replace(geometry=view.geometry.flip(1))))
     assert torch.equal(flat, same)
 
@@ -245,8 +246,12 @@ def test_jitter_is_on_in_training_only():
 
 
 def test_bad_use_is_named():
-    with pytest.raises(ValueError, match="group_size must be even"):
-        make_detector(group_size=9)
+    with pytest.raises(InputError, match="group_size=1: too few"):
+        make_detector(group_size=1)
+    with pytest.raises(InputError, match="neighbourhood_ratio=1"):
+        make_detector(neighbourhood_ratio=1.0)
+    with pytest.raises(InputError, match="nothing to contrast"):
+        make_detector(global_token="none")
     with pytest.raises(ValueError, match="categories"):
         make_detector().loss(make_batch().without_truth())
     with pytest.raises(RuntimeError, match="configure"):
@@ -263,6 +268,55 @@ def test_paper_sizes():
     # Table S1: 33.25 M, of them 22.10 M frozen (the published Point-MAE with its class token and head).
     assert frozen == pytest.approx(21.8e6, rel=0.01)
     assert trainable == pytest.approx(9.06e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("k", "ratio", "sizes"),
+    [(256, 2, (128, 256, 512)), (256, 4, (64, 256, 1024)), (256, 3, (85, 256, 768)), (256, 1.5, (171, 256, 384))],
+)
+def test_neighbourhoods_of_tables_s3_and_s4(k, ratio, sizes):
+    assert neighbourhoods(k, ratio) == sizes
+
+
+NO_C3L = {"contrastive_weight": 0.0, "cosine_weight": 0.0, "class_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        NO_C3L,
+        {"global_token": "none", **NO_C3L, "geometry": "none"},
+        {"global_token": "mean", "cosine_weight": 0.0},
+        *({"global_token": kind} for kind in ("act", "mean", "max")),
+        *({"geometry": kind} for kind in ("masking", "gating", "none")),
+        *({name: 0.0} for name in NO_C3L),
+        {"neighbourhood_ratio": 1.5},
+    ],
+    ids=str,
+)
+def test_ablations_train_all_they_have_and_differ_from_the_whole(settings):
+    batch = make_batch()
+    torch.manual_seed(0)
+    detector = make_detector(**settings).train()
+    detector.loss(batch)
+    detector.loss(batch)["loss"].backward()
+    # DDP hangs on a parameter without a gradient.
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+    torch.manual_seed(0)
+    whole = make_detector()
+    assert detector.loss(batch)["loss"] != whole.loss(batch)["loss"]
+    assert detector.eval().score(batch).point_scores.isfinite().all()
+    restored = make_detector(**settings)
+    restored.load_state_dict(detector.state_dict())
+    assert torch.equal(restored.eval().score(batch).point_scores, detector.score(batch).point_scores)
+
+
+def test_without_a_global_token_the_reconstruction_follows_the_position_alone():
+    batch = make_batch()
+    detector = make_detector(global_token="none", **NO_C3L, geometry="none").eval()
+    found = detector.reconstruct(detector.view(detector.patches(batch)))
+    assert (found.z, found.feature, found.encoded.act, found.encoded.fine) == (None, None, None, None)
+    assert detector.score(batch).category_logits is None
 
 
 @pytest.mark.slow

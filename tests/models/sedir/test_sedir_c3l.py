@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly3d.models.sedir.c3l import CategoryContrast, cosine_consistency, supervised_contrastive
-from anomaly3d.models.sedir.cfgt import Encoded
+from anomaly3d.models.sedir.cfgt import Encoded, GlobalFeature, GlobalToken, global_feature
 
 
 def make_encoded(batch: int = 3, tokens: int = 5, width: int = 8, seed: int = 0) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     fine, base, coarse = (torch.randn(batch, tokens, width, generator=generator) for _ in range(3))
-    return Encoded(fine, base, coarse, torch.randn(batch, width, generator=generator))
+    return Encoded(base, fine, coarse, torch.randn(batch, width, generator=generator))
+
+
+def parts(encoded: Encoded, token: GlobalToken) -> tuple[Encoded, Tensor, Tensor]:
+    feature = global_feature(encoded)
+    return encoded, feature, token(feature)
 
 
 def reference(z: Tensor, category: Tensor, memory: Tensor, memory_category: Tensor, temperature: float) -> float:
@@ -65,6 +72,8 @@ def test_contrastive_gradient():
 
 def test_cosine_consistency_against_a_loop():
     encoded = make_encoded()
+    assert encoded.fine is not None
+    assert encoded.coarse is not None
     base, others = encoded.base.double().numpy(), [encoded.fine.double().numpy(), encoded.coarse.double().numpy()]
     per_token = [
         sum(1 - base[b, m] @ o[b, m] / np.linalg.norm(base[b, m]) / np.linalg.norm(o[b, m]) for o in others)
@@ -72,30 +81,37 @@ def test_cosine_consistency_against_a_loop():
         for m in range(5)
     ]
     assert cosine_consistency(encoded).item() == pytest.approx(np.mean(per_token), rel=1e-5)
-    same = Encoded(encoded.base, encoded.base * 2, encoded.base, encoded.act)
+    same = encoded._replace(fine=encoded.base, coarse=encoded.base * 2)
     assert cosine_consistency(same).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_global_feature_order_and_unit_length():
-    encoded = make_encoded()
-    expected = torch.cat([encoded.base.mean(1), encoded.coarse.mean(1), encoded.fine.mean(1), encoded.act], dim=1)
-    assert torch.equal(encoded.global_feature(), expected)
-    z = CategoryContrast(8, 4).embed(encoded)
-    torch.testing.assert_close(z.norm(dim=1), torch.ones(3))
+def test_global_feature_and_unit_length():
+    base, fine, coarse, act = make_encoded()
+    assert fine is not None
+    assert coarse is not None
+    assert act is not None
+    expected: dict[GlobalFeature, Tensor] = {
+        "cfgt": torch.cat([base.mean(1), coarse.mean(1), fine.mean(1), act], dim=1),
+        "act": act,
+        "mean": base.mean(1),
+        "max": base.max(1).values,
+    }
+    for kind, feature in expected.items():
+        assert torch.equal(global_feature(Encoded(base, fine, coarse, act), kind), feature)
+    torch.testing.assert_close(GlobalToken(32, 8)(expected["cfgt"]).norm(dim=1), torch.ones(3))
 
 
 def test_weights_and_class_loss():
     contrast = CategoryContrast(
-        8, 4, temperature=0.3, contrastive_weight=0.5, cosine_weight=0.25, class_weight=2.0
+        32, 8, 4, temperature=0.3, contrastive_weight=0.5, cosine_weight=0.25, class_weight=2.0
     ).eval()
     contrast.configure(3)
     assert contrast.classifier is not None
-    encoded, category = make_encoded(), torch.tensor([0, 1, 2])
+    (encoded, feature, z), category = parts(make_encoded(), GlobalToken(32, 8)), torch.tensor([0, 1, 2])
     memory = F.normalize(torch.randn(4, 8), dim=-1)
     contrast.buffer.push(memory, torch.tensor([0, 1, 0, 2]))
-    z = contrast.embed(encoded)
-    terms = contrast.loss(encoded, z, category)
-    logits = contrast.classifier(encoded.global_feature())
+    terms = contrast.loss(encoded, feature, z, category)
+    logits = contrast.classifier(feature)
     log_share = logits - logits.exp().sum(1, keepdim=True).log()
     torch.testing.assert_close(terms["class"], -log_share[range(3), category].mean())
     expected = reference(z.detach(), category, memory, torch.tensor([0, 1, 0, 2]), 0.3)
@@ -105,28 +121,37 @@ def test_weights_and_class_loss():
 
 
 def test_embedding_is_pushed_after_the_loss_and_in_training_only():
-    contrast = CategoryContrast(8, 4)
+    contrast = CategoryContrast(32, 8, 4)
     contrast.configure(2)
-    encoded, category = make_encoded(batch=1), torch.tensor([1])
-    z = contrast.embed(encoded)
-    contrast.eval().loss(encoded, z, category)
+    (encoded, feature, z), category = parts(make_encoded(batch=1), GlobalToken(32, 8)), torch.tensor([1])
+    contrast.eval().loss(encoded, feature, z, category)
     assert len(contrast.buffer) == 0
-    terms = contrast.train().loss(encoded, z, category)
+    terms = contrast.train().loss(encoded, feature, z, category)
     assert terms["contrastive"].item() == 0.0  # itself is not yet among the past
     assert torch.equal(contrast.buffer.embedding[0], z[0].detach())
     assert contrast.buffer.category.tolist() == [1, -1, -1, -1]
 
 
 def test_backward_after_the_push_overwrote_the_buffer():
-    contrast = CategoryContrast(8, 2)
+    contrast, token = CategoryContrast(32, 8, 2), GlobalToken(32, 8)
     contrast.configure(2)
     for step in range(6):
-        encoded = make_encoded(batch=1, seed=step)
-        terms = contrast.loss(encoded, contrast.embed(encoded), torch.tensor([step % 2]))
+        terms = contrast.loss(*parts(make_encoded(batch=1, seed=step), token), torch.tensor([step % 2]))
         assert terms["c3l"].isfinite()
         terms["c3l"].backward()
 
 
 def test_class_head_needs_configure():
     with pytest.raises(RuntimeError, match="configure"):
-        CategoryContrast(8, 4).logits(make_encoded())
+        CategoryContrast(32, 8, 4).logits(torch.zeros(1, 32))
+
+
+@pytest.mark.parametrize("off", ["contrastive", "cosine", "class"])
+def test_a_loss_of_no_weight_is_not_computed(off):
+    settings: dict[str, Any] = {f"{off}_weight": 0.0}
+    contrast = CategoryContrast(32, 8, 4, **settings)
+    contrast.configure(2)
+    terms = contrast.loss(*parts(make_encoded(), GlobalToken(32, 8)), torch.tensor([0, 1, 0]))
+    assert set(terms) == {"contrastive", "cosine", "class", "c3l"} - {off}
+    assert (len(contrast.buffer) == 0) == (off == "contrastive")
+    assert (contrast.classifier is None) == (off == "class")

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import special_ortho_group
 from torch import Tensor
 
-from anomaly3d.models.sedir.geometry import GeometryBias, geometry_descriptor
+from anomaly3d.models.sedir.geometry import geometry_descriptor
 
 
 def surface(seed: int = 0, n: int = 60) -> Tensor:
@@ -118,16 +118,3 @@ def test_autocast_does_not_reach_the_geometry():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = geometry_descriptor(centres, 3.0)
     assert torch.equal(inside, geometry_descriptor(centres, 3.0))
-
-
-def test_bias_is_beta_times_a_scalar_per_key_with_gradients():
-    bias, h = GeometryBias(hidden=8, beta=1.0), torch.randn(2, 10, 2)
-    assert bias.beta.item() == 1.0
-    w1, b1, w2 = (p.detach().double().numpy() for p in bias.mlp.parameters())
-    expected = np.maximum(h.double().numpy() @ w1.T + b1, 0) @ w2[0]
-    np.testing.assert_allclose(bias(h).detach().numpy(), expected, atol=1e-6)
-    with torch.no_grad():
-        bias.beta.fill_(3.0)
-    np.testing.assert_allclose(bias(h).detach().numpy(), 3 * expected, atol=1e-5)
-    bias(h).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bias.parameters())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer
 from anomaly3d.models.sedir.ggd import DecoderLayer, GeometryGuidedAttention, GeometryGuidedDecoder
+from anomaly3d.models.sedir.guidance import Guidance
 from anomaly3d.models.sedir.jitter import FeatureJitter
 
 
@@ -35,22 +36,22 @@ def test_geometry_guided_attention_is_the_equation():
     module = GeometryGuidedAttention(8, 2).eval()
     query, memory, bias = torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7)
     expected = softmax_attention(module, query, memory, bias)
-    np.testing.assert_allclose(module(query, memory, bias).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(module(query, memory, Guidance(bias)).detach().numpy(), expected, atol=1e-5)
 
 
 def test_bias_draws_attention_and_its_common_part_does_not_matter():
     module = GeometryGuidedAttention(8, 2).eval()
     query, memory, bias = torch.randn(1, 5, 8), torch.randn(1, 7, 8), torch.randn(1, 7)
-    torch.testing.assert_close(module(query, memory, bias + 4), module(query, memory, bias))
+    torch.testing.assert_close(module(query, memory, Guidance(bias + 4)), module(query, memory, Guidance(bias)))
     only_third = torch.full((1, 7), -1e4).index_fill(1, torch.tensor(2), 0.0)
-    alone = module(query, memory[:, 2:3], torch.zeros(1, 1))
-    torch.testing.assert_close(module(query, memory, only_third), alone)
+    alone = module(query, memory[:, 2:3], Guidance())
+    torch.testing.assert_close(module(query, memory, Guidance(only_third)), alone)
 
 
 def test_bias_receives_a_gradient():
     module = GeometryGuidedAttention(8, 2).eval()
     bias = torch.zeros(1, 7, requires_grad=True)
-    module(torch.randn(1, 5, 8), torch.randn(1, 7, 8), bias).square().sum().backward()
+    module(torch.randn(1, 5, 8), torch.randn(1, 7, 8), Guidance(bias)).square().sum().backward()
     assert bias.grad is not None
     assert bias.grad.abs().min() > 0
     torch.testing.assert_close(bias.grad.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
@@ -63,7 +64,8 @@ def test_heads_must_divide_the_width():
 
 def test_decoder_layer_is_two_attentions_and_a_joint_feed_forward():
     layer = DecoderLayer(8, 2, 16, dropout=0.1).eval()
-    query, encoded, previous, bias = torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 5)
+    query, encoded, previous = torch.randn(3, 1, 5, 8)
+    bias = Guidance(torch.randn(1, 5))
     a = layer.norms[0](query + layer.attend_encoded(query, encoded, bias))
     b = layer.norms[1](a + layer.attend_previous(a, previous, bias))
     w1, b1, w2, b2 = layer.feed_forward.parameters()
@@ -74,10 +76,12 @@ def test_decoder_layer_is_two_attentions_and_a_joint_feed_forward():
 
 def test_decoder_depends_on_global_token_position_and_tokens():
     decoder = GeometryGuidedDecoder(12, 8, 2, 2, 16).eval()
-    z, position, encoded, bias = torch.randn(2, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randn(2, 5)
-    out = decoder(z, position, encoded, bias)
+    z, position, encoded = torch.randn(2, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    bias = Guidance(torch.randn(2, 5))
+    rest = position, encoded, bias
+    out = decoder(z, *rest)
     assert out.shape == (2, 5, 12)
-    for changed in ((z.flip(0), position, encoded, bias), (z, position, encoded.flip(0), bias)):
+    for changed in ((z.flip(0), position, encoded, bias), (z, position, encoded.flip(0), bias), (None, *rest)):
         assert (decoder(*changed) - out).abs().max() > 1e-3
     # Without the position every token would be rebuilt alike.
     same = decoder(z, torch.zeros_like(position), encoded, bias)
@@ -104,7 +108,7 @@ class TestTokenizer:
 
     def test_each_resolution_goes_through_the_same_encoder(self, tokenizer, tokens):
         fine, base, coarse, position = tokens
-        encoded = tokenizer(fine, base, coarse, position)
+        encoded = tokenizer(base, position, (fine, coarse))
         torch.testing.assert_close(encoded.fine, tokenizer.layers(tokenizer.project(fine) + position))
         torch.testing.assert_close(encoded.coarse, tokenizer.layers(tokenizer.project(coarse) + position))
         sequence = torch.cat([tokenizer.context.expand(2, 1, 8), tokenizer.project(base) + position], dim=1)
@@ -114,15 +118,27 @@ class TestTokenizer:
 
     def test_context_token_sees_the_base_sequence_only(self, tokenizer, tokens):
         fine, base, coarse, position = tokens
-        act = tokenizer(fine, base, coarse, position).act
-        assert torch.equal(tokenizer(fine + 1, base, coarse - 1, position).act, act)
-        assert (tokenizer(fine, base + torch.randn_like(base), coarse, position).act - act).abs().max() > 1e-3
+        act = tokenizer(base, position, (fine, coarse)).act
+        assert torch.equal(tokenizer(base, position, (fine + 1, coarse - 1)).act, act)
+        assert (tokenizer(base + torch.randn_like(base), position).act - act).abs().max() > 1e-3
+
+    def test_what_is_not_asked_for_is_left_out(self, tokenizer, tokens):
+        fine, base, coarse, position = tokens
+        alone = tokenizer(base, position)
+        assert alone.fine is None
+        assert alone.coarse is None
+        assert torch.equal(alone.base, tokenizer(base, position, (fine, coarse)).base)
+        without = CoarseToFineTokenizer(12, 8, depth=1, heads=2, hidden=16, context=False).eval()
+        encoded = without(base, position)
+        assert encoded.act is None
+        torch.testing.assert_close(encoded.base, without.layers(without.project(base) + position))
 
     def test_layers_start_from_different_weights(self, tokenizer):
         assert not torch.equal(tokenizer.layers[0].linear1.weight, tokenizer.layers[1].linear1.weight)
 
     def test_everything_learns(self, tokenizer, tokens):
-        encoded = tokenizer(*tokens)
+        fine, base, coarse, position = tokens
+        encoded = tokenizer(base, position, (fine, coarse))
         (encoded.act.square().sum() + encoded.fine[..., 0].square().sum()).backward()
         assert all(p.grad is not None for p in tokenizer.parameters())
 

@@ -29,20 +29,22 @@ _ENCODER_PREFIXES = ("MAE_encoder.", "transformer_q.")
 _GROUP_LAYERS = tuple(f"encoder.{half}_conv.{layer}.weight" for half in ("first", "second") for layer in (0, 3))
 
 
-def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int = 0) -> FrozenPointMAE:
+def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int | None = None) -> FrozenPointMAE:
     """A frozen Point-MAE with `weights`.
 
     Args:
         size: architecture; None takes the one that the weights have, and `small` for random ones.
         weights: `small`, which come with the package; path of a `.safetensors` file that `anomaly3d pretrain` wrote, or
             of a checkpoint in one of the published formats; or `random`.
-        seed: of random weights; the same seed gives the same bits.
+        seed: of random weights; the same seed gives the same bits. None takes the last one that torch was given: the
+            run's.
 
     Raises:
         InputError: the file is missing, unreadable or not an encoder of this size.
     """
     if weights == "random":
         size = size or "small"
+        seed = torch.initial_seed() if seed is None else seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = FrozenPointMAE(size)

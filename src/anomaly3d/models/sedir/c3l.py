@@ -14,9 +14,10 @@ from anomaly3d.ops.precision import no_autocast
 
 def cosine_consistency(encoded: Encoded) -> Float[Tensor, ""]:
     """`L_cos`: 1 - cos(base, other) of each centre's tokens, summed over the fine and coarse one; mean over centres."""
-    return sum(
-        (1 - F.cosine_similarity(encoded.base, other, dim=-1)).mean() for other in (encoded.fine, encoded.coarse)
-    )  # pyright: ignore[reportReturnType]
+    assert encoded.fine is not None
+    assert encoded.coarse is not None
+    fine, coarse = (F.cosine_similarity(encoded.base, side, dim=-1) for side in (encoded.fine, encoded.coarse))
+    return (2 - fine - coarse).mean()
 
 
 def supervised_contrastive(
@@ -44,20 +45,22 @@ def supervised_contrastive(
 
 
 class CategoryContrast(nn.Module):
-    """Global token z, its class head, and their three losses.
+    """The three losses on the global feature and token; a loss of weight 0 is not computed.
 
     Args:
-        width: channels of the encoder, and of z (forced equal by the decoder's residual [inferred]).
+        feature_width: channels of the global feature, which the class head reads.
+        width: channels of z.
         buffer_size: past clouds that a cloud is compared with [paper].
         eviction: `fifo` [paper] or `balanced` per category [ours].
         temperature: of the contrastive softmax [inferred].
         contrastive_weight: weight of `L_scl` [second-hand].
         cosine_weight: weight of `L_cos` [second-hand].
-        class_weight: weight of `L_cls` [second-hand].
+        class_weight: weight of `L_cls` [second-hand]; with 0 there is no class head.
     """
 
     def __init__(
         self,
+        feature_width: int,
         width: int = 256,
         buffer_size: int = 64,
         eviction: Eviction = "fifo",
@@ -67,51 +70,46 @@ class CategoryContrast(nn.Module):
         class_weight: float = 0.01,
     ) -> None:
         super().__init__()
-        self.width = width
+        self.feature_width = feature_width
         self.temperature = temperature
-        self.contrastive_weight = contrastive_weight
-        self.cosine_weight = cosine_weight
-        self.class_weight = class_weight
-        self.projection = nn.Sequential(
-            nn.Linear(4 * width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.weights = {"contrastive": contrastive_weight, "cosine": cosine_weight, "class": class_weight}
         self.classifier: nn.Linear | None = None
         self.buffer = ContrastiveBuffer(buffer_size, width, eviction)
 
     def configure(self, num_categories: int) -> None:
         """Build the class head."""
-        self.classifier = nn.Linear(4 * self.width, num_categories).to(self.buffer.embedding.device)
+        if self.weights["class"]:
+            self.classifier = nn.Linear(self.feature_width, num_categories).to(self.buffer.embedding.device)
 
-    def embed(self, encoded: Encoded) -> Float[Tensor, "B W"]:
-        """z: the projected global feature, of unit length."""
-        return F.normalize(self.projection(encoded.global_feature()).float(), dim=-1)
-
-    def logits(self, encoded: Encoded) -> Float[Tensor, "B C"]:
+    def logits(self, feature: Float[Tensor, "B F"]) -> Float[Tensor, "B C"]:
         """Category logits of the class head; needs `configure`."""
         if self.classifier is None:
             raise RuntimeError("SeDiR has no class head yet: call configure(categories) before training.")
-        return self.classifier(encoded.global_feature()).float()
+        return self.classifier(feature).float()
 
-    def loss(self, encoded: Encoded, z: Float[Tensor, "B W"], category: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """`L_cls`, `L_cos`, `L_scl` and their weighted sum `c3l`. In training, z joins the buffer afterwards."""
-        terms = {
-            "contrastive": supervised_contrastive(
-                z,
-                category,
-                # A copy: the push below overwrites in place what the backward pass still needs.
-                self.buffer.embedding.clone(),
-                self.buffer.category,
-                self.temperature,
-            ),
-            "cosine": cosine_consistency(encoded),
-            "class": F.cross_entropy(self.logits(encoded), category),
-        }
-        if self.training:
-            self.buffer.push(z, category)
-        weights = {
-            "contrastive": self.contrastive_weight,
-            "cosine": self.cosine_weight,
-            "class": self.class_weight,
-        }
-        c3l = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    def loss(
+        self,
+        encoded: Encoded,
+        feature: Float[Tensor, "B F"] | None,
+        z: Float[Tensor, "B W"] | None,
+        category: Int[Tensor, " B"],
+    ) -> dict[str, Tensor]:
+        """`contrastive`, `cosine`, `class` and their weighted sum `c3l`. In training, z joins the buffer afterwards.
+
+        `feature` and z may be None where the losses that need them have no weight.
+        """
+        terms = {}
+        if self.weights["contrastive"]:
+            assert z is not None
+            # A copy: the push overwrites in place what the backward pass still needs.
+            past = self.buffer.embedding.clone()
+            terms["contrastive"] = supervised_contrastive(z, category, past, self.buffer.category, self.temperature)
+            if self.training:
+                self.buffer.push(z, category)
+        if self.weights["cosine"]:
+            terms["cosine"] = cosine_consistency(encoded)
+        if self.weights["class"]:
+            assert feature is not None
+            terms["class"] = F.cross_entropy(self.logits(feature), category)
+        c3l = sum((self.weights[name] * term for name, term in terms.items()), encoded.base.new_zeros(()))
         return {**terms, "c3l": c3l}

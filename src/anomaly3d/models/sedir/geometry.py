@@ -1,4 +1,4 @@
-"""Where a surface bends: the geometric descriptor of each patch centre and the attention bias made of it."""
+"""Where a surface bends: the geometric descriptor of each patch centre."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly3d.ops.precision import no_autocast
 
@@ -17,25 +17,6 @@ GeometrySource = Literal["centres", "cloud"]
 _FLAT = 1e-12  # total variance, in units of the cloud's radius squared, below which points are one and the same
 _ISOTROPIC = 1e-6  # gap of the two smallest eigenvalues, over their sum, below which a normal is not defined
 _CENTRES_AT_ONCE = 64
-
-
-class GeometryBias(nn.Module):
-    """`beta * b`: one learned scalar per patch, added to the attention logits of that patch as a key.
-
-    Args:
-        hidden: channels inside the MLP [ours].
-        beta: initial value of the learnable strength [inferred].
-    """
-
-    def __init__(self, hidden: int = 32, beta: float = 1.0) -> None:
-        super().__init__()
-        # No bias at the end: the softmax over the keys cancels what is common to all of them.
-        self.mlp = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
-        self.beta = nn.Parameter(torch.tensor(float(beta)))
-
-    def forward(self, descriptor: Float[Tensor, "B G 2"]) -> Float[Tensor, "B G"]:
-        """The bias of every key."""
-        return self.beta * self.mlp(descriptor).squeeze(-1)
 
 
 @torch.no_grad()

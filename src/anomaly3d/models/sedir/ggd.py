@@ -9,10 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomaly3d.errors import check_heads
+from anomaly3d.models.sedir.guidance import Guidance
 
 
 class GeometryGuidedAttention(nn.Module):
-    """`softmax(Q K^T / sqrt(d_head) + beta b) V` with one bias per key, the same for all queries and heads."""
+    """`softmax(Q K^T / sqrt(d_head) + beta b) V` with one bias per key, the same for all queries and heads.
+
+    Or, where the guidance has a gate g instead (an ablation), `softmax(Q K^T / sqrt(d_head)) diag(g) V`.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -24,18 +28,21 @@ class GeometryGuidedAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, query: Float[Tensor, "B T W"], memory: Float[Tensor, "B G W"], bias: Float[Tensor, "B G"]
+        self, query: Float[Tensor, "B T W"], memory: Float[Tensor, "B G W"], guidance: Guidance
     ) -> Float[Tensor, "B T W"]:
-        """Attend from every query to the memory; `bias` is already multiplied by beta."""
+        """Attend from every query to the memory."""
+        values = self.value(memory)
+        if guidance.gate is not None:
+            values = values * guidance.gate[..., None]
         q, k, v = (
-            rearrange(linear(x), "b t (h c) -> b h t c", h=self.heads)
-            for linear, x in ((self.query, query), (self.key, memory), (self.value, memory))
+            rearrange(x, "b t (h c) -> b h t c", h=self.heads) for x in (self.query(query), self.key(memory), values)
         )
-        # The bias as one more channel of the keys, met by a one in the queries: the same logits, and no mask, which
-        # would rule out the fused kernels (2.6 times slower with gradients, 4 times without, on a CPU).
         size = q.shape[-1]
-        channel = rearrange(bias.to(k.dtype) * size**0.5, "b g -> b 1 g 1").expand(-1, self.heads, -1, -1)
-        q, k, v = torch.cat([q, torch.ones_like(q[..., :1])], -1), torch.cat([k, channel], -1), F.pad(v, (0, 1))
+        if guidance.bias is not None:
+            # As one more channel of the keys, met by a one in the queries: the same logits, and no mask, which
+            # would rule out the fused kernels (2.6 times slower with gradients, 4 times without, on a CPU).
+            channel = rearrange(guidance.bias.to(k.dtype) * size**0.5, "b g -> b 1 g 1").expand(-1, self.heads, -1, -1)
+            q, k, v = torch.cat([q, torch.ones_like(q[..., :1])], -1), torch.cat([k, channel], -1), F.pad(v, (0, 1))
         mixed = F.scaled_dot_product_attention(q, k, v, scale=size**-0.5)[..., :size]
         return self.out(rearrange(mixed, "b h t c -> b t (h c)"))
 
@@ -61,19 +68,20 @@ class DecoderLayer(nn.Module):
         query: Float[Tensor, "B G W"],
         encoded: Float[Tensor, "B G W"],
         previous: Float[Tensor, "B G W"],
-        bias: Float[Tensor, "B G"],
+        guidance: Guidance,
     ) -> Float[Tensor, "B G W"]:
         """One refinement of the reconstructed tokens `previous`."""
-        a = self.norms[0](query + self.dropout(self.attend_encoded(query, encoded, bias)))
-        b = self.norms[1](a + self.dropout(self.attend_previous(a, previous, bias)))
+        a = self.norms[0](query + self.dropout(self.attend_encoded(query, encoded, guidance)))
+        b = self.norms[1](a + self.dropout(self.attend_previous(a, previous, guidance)))
         return self.norms[2](b + self.dropout(self.feed_forward(torch.cat([a, b], dim=-1))))
 
 
 class GeometryGuidedDecoder(nn.Module):
     """Decoder layers and the projection back to the frozen tokens' width.
 
-    The query of centre s is `z + PE(s)` in every layer [inferred]: without the position all outputs were equal. The
-    first layer's previous output is the encoded base tokens [inferred].
+    The query of centre s is `z + PE(s)` in every layer [inferred]: without the position all outputs were equal; without
+    a global token, as in MC3D-AD, it is the position alone. The first layer's previous output is the encoded base
+    tokens [inferred].
 
     Args:
         token_width: channels of the frozen tokens.
@@ -99,14 +107,14 @@ class GeometryGuidedDecoder(nn.Module):
 
     def forward(
         self,
-        z: Float[Tensor, "B W"],
+        z: Float[Tensor, "B W"] | None,
         position: Float[Tensor, "B G W"],
         encoded: Float[Tensor, "B G W"],
-        bias: Float[Tensor, "B G"],
+        guidance: Guidance,
     ) -> Float[Tensor, "B G D"]:
         """The reconstructed base tokens."""
-        query = z[:, None] + position
+        query = position if z is None else z[:, None] + position
         reconstructed = encoded
         for layer in self.layers:
-            reconstructed = layer(query, encoded, reconstructed, bias)
+            reconstructed = layer(query, encoded, reconstructed, guidance)
         return self.project(reconstructed)

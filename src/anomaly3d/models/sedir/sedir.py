@@ -21,9 +21,17 @@ from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, 
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.sedir.buffer import Eviction
 from anomaly3d.models.sedir.c3l import CategoryContrast
-from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer, Encoded, position_embedding
-from anomaly3d.models.sedir.geometry import GeometryBias, GeometrySource, geometry_descriptor
+from anomaly3d.models.sedir.cfgt import (
+    CoarseToFineTokenizer,
+    Encoded,
+    GlobalFeature,
+    GlobalToken,
+    global_feature,
+    position_embedding,
+)
+from anomaly3d.models.sedir.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.sedir.ggd import GeometryGuidedDecoder
+from anomaly3d.models.sedir.guidance import GeometryGuidance, Injection
 from anomaly3d.models.sedir.jitter import FeatureJitter
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
@@ -42,7 +50,8 @@ class Reconstruction(NamedTuple):
     """What the trainable part makes of a view."""
 
     encoded: Encoded
-    z: Float[Tensor, "B W"]
+    feature: Float[Tensor, "B F"] | None  # f_global; None where the model has no global token
+    z: Float[Tensor, "B W"] | None
     tokens: Float[Tensor, "B G D"]
 
 
@@ -54,29 +63,35 @@ class SeDiR(Detector):
 
     Args:
         num_groups: patches per cloud, g [paper].
-        group_size: points of the base neighbourhood, k; the others have k/2 and 2k [paper].
+        group_size: points of the base neighbourhood, k [paper].
+        neighbourhood_ratio: r; the fine neighbourhood has k/r points, the coarse one k r [paper].
         width: channels of the transformers and of the global token [inferred].
         encoder_depth: layers of the shared encoder [paper].
         decoder_depth: layers of the geometry-guided decoder [paper].
         heads: attention heads [paper].
         hidden: channels inside the feed-forward blocks [inferred].
         dropout: dropout rate of both transformers, attention weights excepted [inferred].
+        global_token: the global feature that becomes z: `cfgt` [paper], `act`, `mean` or `max` (`cfgt.global_feature`),
+            or `none`: the decoder is queried by position alone, as in MC3D-AD, and there is nothing to contrast.
         jitter_scale: strength of the noise on the tokens in training [paper].
         jitter_probability: chance of a cloud to get it [paper].
         buffer_size: past global tokens to contrast with, L [paper].
         buffer_eviction: `fifo` [paper], or `balanced`: the buffer keeps every category represented [ours].
         temperature: of the contrastive loss [inferred].
-        contrastive_weight: weight of the contrastive loss [second-hand].
+        contrastive_weight: weight of the contrastive loss [second-hand]. With 0 a loss and what it alone needs is left
+            out.
         cosine_weight: weight of the consistency of the resolutions [second-hand].
-        class_weight: weight of the classification loss [second-hand].
+        class_weight: weight of the classification loss [second-hand]; with 0 no category is predicted.
+        geometry: how the decoder's attention meets geometry: `bias` [paper], `masking`, `gating` or `none`
+            (`guidance.GeometryGuidance`).
         geometry_radius: neighbourhood of the geometry bias in mean nearest-neighbour distances of the centres
             [inferred]; lower it with few centres, where 7 would span the whole object.
         geometry_source: normals and curvatures from the `centres` [inferred] or from the whole `cloud` around them.
-        geometry_beta: initial strength of the geometry bias, learnable [inferred].
+        geometry_beta: initial strength of the geometry bias, or of the gate, learnable [inferred].
         frozen_cache_gb: memory for the frozen tokens of training clouds, which are not augmented: the same in every
             epoch [ours]; 0 encodes them at every step, with the same losses.
         voxel_size: edge of the voxel filter in file units; the paper has none.
-        pad: accept clouds with fewer than 2 k points, repeating a patch's centre (exact: patches are max-pooled).
+        pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
         backbone_weights: `small`, pre-trained on procedural shapes, which come with the package [ours]; path of a
             published checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`.
@@ -100,12 +115,14 @@ class SeDiR(Detector):
         *,
         num_groups: int = 1024,
         group_size: int = 256,
+        neighbourhood_ratio: float = 2.0,
         width: int = 256,
         encoder_depth: int = 4,
         decoder_depth: int = 4,
         heads: int = 8,
         hidden: int = 1024,
         dropout: float = 0.1,
+        global_token: GlobalFeature = "cfgt",
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         buffer_size: int = 64,
@@ -114,6 +131,7 @@ class SeDiR(Detector):
         contrastive_weight: float = 0.001,
         cosine_weight: float = 0.001,
         class_weight: float = 0.01,
+        geometry: Injection = "bias",
         geometry_radius: float = 7.0,
         geometry_source: GeometrySource = "centres",
         geometry_beta: float = 1.0,
@@ -136,10 +154,14 @@ class SeDiR(Detector):
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
-        if group_size < 2 or group_size % 2:
-            raise InputError(f"group_size must be even, for neighbourhoods of k/2, k and 2k points; got {group_size}.")
+        check_range(0, inf, contrastive_weight=contrastive_weight, class_weight=class_weight)
+        check_range(0, inf, cosine_weight=cosine_weight)
+        self.neighbourhoods = neighbourhoods(group_size, neighbourhood_ratio)
+        if global_token == "none" and contrastive_weight + class_weight > 0:
+            raise InputError("global_token none: nothing to contrast; set contrastive_weight and class_weight to 0")
         self.protocol = protocol
-        self.neighbourhoods = (group_size // 2, group_size, 2 * group_size)
+        self.global_token: GlobalFeature = global_token
+        self.three_resolutions = global_token == "cfgt" or cosine_weight > 0
         self.geometry_radius = geometry_radius
         self.geometry_source = geometry_source
         self.backbone_blocks = tuple(backbone_blocks)
@@ -156,11 +178,22 @@ class SeDiR(Detector):
         self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
-        self.tokenizer = CoarseToFineTokenizer(token_width, width, encoder_depth, heads, hidden, dropout)
+        context = global_token in ("cfgt", "act")
+        self.tokenizer = CoarseToFineTokenizer(token_width, width, encoder_depth, heads, hidden, dropout, context)
+        # z is as wide as the tokens: forced by the decoder's residual [inferred].
+        feature_width = 4 * width if global_token == "cfgt" else width
+        self.embed = None if global_token == "none" else GlobalToken(feature_width, width)
         self.contrast = CategoryContrast(
-            width, buffer_size, buffer_eviction, temperature, contrastive_weight, cosine_weight, class_weight
+            feature_width,
+            width,
+            buffer_size,
+            buffer_eviction,
+            temperature,
+            contrastive_weight,
+            cosine_weight,
+            class_weight,
         )
-        self.geometry_bias = GeometryBias(beta=geometry_beta)
+        self.guidance = GeometryGuidance(geometry, beta=geometry_beta)
         self.decoder = GeometryGuidedDecoder(token_width, width, decoder_depth, heads, hidden, dropout)
 
     def configure(self, categories: Sequence[str]) -> None:
@@ -189,8 +222,8 @@ class SeDiR(Detector):
         if self.standardise and self.training:
             self.standardiser.observe(view.base)
         view = self.standardised(view)
-        encoded, z, tokens = self.reconstruct(view)
-        terms = self.contrast.loss(encoded, z, category)
+        encoded, feature, z, tokens = self.reconstruct(view)
+        terms = self.contrast.loss(encoded, feature, z, category)
         terms["reconstruction"] = (tokens.float() - view.base).square().mean()
         return {"loss": terms["reconstruction"] + terms["c3l"], **terms}
 
@@ -199,9 +232,9 @@ class SeDiR(Detector):
         """Scores from the distance of each frozen token to its reconstruction, and the predicted category."""
         groups = self.patches(batch)
         view = self.standardised(self.view(groups))
-        encoded, _, tokens = self.reconstruct(view)
+        _, feature, _, tokens = self.reconstruct(view)
         errors = (tokens.float() - view.base).norm(dim=-1)
-        logits = None if self.contrast.classifier is None else self.contrast.logits(encoded)
+        logits = None if feature is None or self.contrast.classifier is None else self.contrast.logits(feature)
         return self.scoring(errors, groups, batch, logits)
 
     @torch.no_grad()
@@ -222,9 +255,28 @@ class SeDiR(Detector):
         return view._replace(fine=fine, base=base, coarse=coarse)
 
     def reconstruct(self, view: FrozenView) -> Reconstruction:
-        """The trainable part: encode three resolutions, sum them up in z, and decode the base tokens."""
+        """The trainable part: encode up to three resolutions, sum them up in z, and decode the base tokens."""
         position = self.position(view.centres)
-        encoded = self.tokenizer(self.jitter(view.fine), self.jitter(view.base), self.jitter(view.coarse), position)
-        z = self.contrast.embed(encoded)
-        tokens = self.decoder(z, position, encoded.base, self.geometry_bias(view.geometry))
-        return Reconstruction(encoded, z, tokens)
+        base = self.jitter(view.base)
+        sides = (self.jitter(view.fine), self.jitter(view.coarse)) if self.three_resolutions else None
+        encoded = self.tokenizer(base, position, sides)
+        feature, z = None, None
+        if self.embed is not None:
+            feature = global_feature(encoded, self.global_token)
+            z = self.embed(feature)
+        tokens = self.decoder(z, position, encoded.base, self.guidance(view.geometry))
+        return Reconstruction(encoded, feature, z, tokens)
+
+
+def neighbourhoods(k: int, ratio: float) -> tuple[int, int, int]:
+    """Points of the fine, base and coarse neighbourhood: k / ratio, k and k * ratio, rounded (Tables S3 and S4).
+
+    Raises:
+        InputError: they are not three different sizes of at least one point.
+    """
+    if not ratio > 1:
+        raise InputError(f"neighbourhood_ratio={ratio}: must be greater than 1")
+    fine, coarse = round(k / ratio), round(k * ratio)
+    if not 1 <= fine < k < coarse:
+        raise InputError(f"group_size={k}: too few points for neighbourhoods of k/{ratio:g}, k and {ratio:g} k")
+    return fine, k, coarse
