@@ -34,6 +34,11 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
+def test_published_values_of_no_metric_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'A': no metric auroc; choose from o_auroc"):
+        compare({"A": Method(CONF / "sedir.yaml", published={"auroc": 81.0})}, tmp_path)
+
+
 def mtimes(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/*/*/record.json")}
 

@@ -80,6 +80,14 @@ def test_table_shows_percent_deviation_protocol_and_provenance():
     assert "±" not in comparison_tables(make_runs((0,)))[0].markdown()
 
 
+def test_published_values_stand_in_columns_of_their_own():
+    published = {"sedir": {"o_auroc": 81.0}, "mamba3dad": {}}
+    table = comparison_tables(make_runs(), published=published)[0]
+    assert table.columns[-2:] == ["seeds", "O-AUROC published"]
+    assert [(row[0], row[-1]) for row in table.rows] == [("sedir", "81.0")] * 2 + [("mamba3dad", "")] * 2
+    assert comparison_tables(make_runs())[0].columns[-1] == "seeds"
+
+
 def test_a_mean_over_fewer_categories_is_pointed_out():
     runs = make_runs()
     missing = (runs.method == "sedir") & (runs.setting == "unified") & (runs.seed == 1) & (runs.category == "bed")

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from anomaly3d.compare.grid import Method, Run, Setting, expand
 from anomaly3d.compare.pictures import draw_heatmaps
 from anomaly3d.errors import InputError
+from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
 
 
@@ -35,7 +36,7 @@ def compare(
     broken one goes on from its last epoch.
 
     Args:
-        methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it.
+        methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
         output: folder of the results: `comparison.md`, `.csv`, `heatmaps.png`, and `runs/`.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0].
@@ -51,9 +52,10 @@ def compare(
     console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
     execute_all(waiting, jobs)
     rows, lines = collect(runs)
-    for table in comparison_tables(rows, lines):
+    published = {name: method.published for name, method in methods.items()}
+    for table in comparison_tables(rows, lines, published):
         console.print(table.console())
-    written = [*write_comparison(rows, output, lines), draw_heatmaps(runs, output / "heatmaps.png")]
+    written = [*write_comparison(rows, output, lines, published), draw_heatmaps(runs, output / "heatmaps.png")]
     console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
 
 
@@ -66,6 +68,8 @@ def grid(
     for name, method in methods.items():
         if not method.config.is_file():
             raise InputError(f"{method.config}: no such recipe (method '{name}')")
+        if unknown := sorted(set(method.published) - set(METRICS)):
+            raise InputError(f"published of '{name}': no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
     first = next(iter(methods.values()), None)
     if first is None:
         raise InputError("methods: none given; name at least one, e.g. --methods.SeDiR.config FILE")

@@ -19,10 +19,13 @@ class Method:
     Args:
         config: recipe, as for `anomaly3d fit --config`.
         overrides: values that differ from the recipe, by dotted key, e.g. `{model.lr: 0.001}`.
+        published: what the paper reports for this row, in percent by metric, e.g. `{o_auroc: 81.0}`; in columns of
+            their own.
     """
 
     config: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUN_COLUMNS = ("method", "setting", "dataset", "seed", "protocol")
+Published = Mapping[str, Mapping[str, float]]
+"""What papers report, in percent: method -> metric -> value."""
+
 _GROUP = ["dataset", "protocol", "method", "setting"]
 
 
@@ -45,8 +48,15 @@ def compare_categories(runs: pd.DataFrame) -> pd.DataFrame:
     return _over_seeds(_checked(runs), [*_GROUP, "category"])
 
 
-def comparison_tables(runs: pd.DataFrame, provenance: Sequence[str] = ()) -> list[Table]:
-    """One table per data set: rows are method, setting and protocol, columns the metrics' means over categories."""
+def comparison_tables(
+    runs: pd.DataFrame, provenance: Sequence[str] = (), published: Published | None = None
+) -> list[Table]:
+    """One table per data set: rows are method, setting and protocol, columns the metrics' means over categories.
+
+    Metrics that have `published` values get a column of them: on the paper's data, whatever data these runs had.
+    """
+    published = published or {}
+    reported = [m for m in METRICS if any(m in values for values in published.values())]
     categories = runs.groupby("dataset")["category"].nunique()
     tables = []
     for dataset, rows in _by_dataset(compare(runs)).items():
@@ -61,10 +71,16 @@ def comparison_tables(runs: pd.DataFrame, provenance: Sequence[str] = ()) -> lis
             if row["categories"] < most
         ]
         cells = [
-            [*(str(row[name]) for name in ("method", "setting", "protocol")), *map(row.get, METRICS), str(row["seeds"])]
+            [
+                *(str(row[name]) for name in ("method", "setting", "protocol")),
+                *map(row.get, METRICS),
+                str(row["seeds"]),
+                *(_published(published.get(row["method"], {}).get(m)) for m in reported),
+            ]
             for row in rows
         ]
         columns = ["method", "setting", "protocol", *HEADINGS.values(), "seeds"]
+        columns += [f"{HEADINGS[m]} published" for m in reported]
         tables.append(Table(columns, cells, labels=3, footer=[*footer, *provenance], title=dataset))
     return tables
 
@@ -92,7 +108,9 @@ def category_tables(runs: pd.DataFrame, metric: str, provenance: Sequence[str] =
     return tables
 
 
-def write_comparison(runs: pd.DataFrame, directory: Path | str, provenance: Sequence[str] = ()) -> list[Path]:
+def write_comparison(
+    runs: pd.DataFrame, directory: Path | str, provenance: Sequence[str] = (), published: Published | None = None
+) -> list[Path]:
     """Write the comparison as `comparison.{csv,md}` and `comparison_by_category.{csv,md}`; returns the paths.
 
     `provenance` lines (versions, commit, device) stand under every table.
@@ -101,7 +119,7 @@ def write_comparison(runs: pd.DataFrame, directory: Path | str, provenance: Sequ
     by_category = [table for metric in METRICS for table in category_tables(runs, metric, provenance)]
     texts = {
         "comparison.csv": compare(runs).to_csv(index=False),
-        "comparison.md": "\n".join(table.markdown() for table in comparison_tables(runs, provenance)),
+        "comparison.md": "\n".join(table.markdown() for table in comparison_tables(runs, provenance, published)),
         "comparison_by_category.csv": compare_categories(runs).to_csv(index=False),
         "comparison_by_category.md": "\n".join(table.markdown() for table in by_category),
     }
@@ -117,6 +135,10 @@ def _checked(runs: pd.DataFrame) -> pd.DataFrame:
         run = ", ".join(f"{name} {twice.iloc[0][name]}" for name in key)
         raise InputError(f"the table of runs has more than one row for {run}; remove the outdated one")
     return runs
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _over_seeds(runs: pd.DataFrame, group: list[str]) -> pd.DataFrame:
