@@ -14,15 +14,14 @@ usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
 
 3D point-cloud anomaly detection: train, test and compare Mamba3dAD and SeDiR.
 
-  generate   make the synthetic data set of industrial parts (Anomaly-ShapeNet layout)
-  fit        train a detector on normal clouds
-  validate   score a detector on validation data made from training clouds
-  test       score a detector on the test clouds; prints and writes the table
-  predict    score clouds of unknown truth; writes scores and coloured clouds
-  pretrain   train a backbone on procedural shapes; writes its weights
-  compare    run a grid of methods, unified and per category, into one table
-  check-table
-             check the arithmetic of tables of results: means, attainable values
+  generate     make the synthetic data set of industrial parts (Anomaly-ShapeNet layout)
+  fit          train a detector on normal clouds
+  validate     score a detector on validation data made from training clouds
+  test         score a detector on the test clouds; prints and writes the table
+  predict      score clouds of unknown truth; writes scores and coloured clouds
+  pretrain     train a backbone on procedural shapes; writes its weights
+  compare      run a grid of methods, unified and per category, into one table
+  check-table  check the arithmetic of tables of results: means, attainable values
 
 Every verb has --help. Recipes lie in configs/experiment/, e.g.
 

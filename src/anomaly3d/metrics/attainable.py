@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -85,4 +86,5 @@ def largest_mean_ap(auroc: float, curves: Sequence[Float64[np.ndarray, " U"]]) -
     def bound(price: float) -> float:
         return price * auroc + fmean(float(np.max(c - price * np.linspace(0, 1, len(c)))) for c in curves)
 
-    return float(minimize_scalar(bound, bounds=(0, 1), method="bounded", options={"xatol": 1e-9}).fun)
+    found: Any = minimize_scalar(bound, bounds=(0, 1), method="bounded", options={"xatol": 1e-9})
+    return float(found.fun)

@@ -48,7 +48,7 @@ def read_results(files: Sequence[Path]) -> list[Scores]:
     Raises InputError, naming file and line, for a file that isn't a table of results, a value that isn't a number in
     range, and for two values of the same cell.
     """
-    numbers: dict[tuple[str, ...], list[_Number]] = {}
+    numbers: dict[tuple[str, str, str, str], list[_Number]] = {}
     for file in files:
         for number in _numbers(file):
             numbers.setdefault((*_identity(number.row), number.metric), []).append(number)
@@ -111,7 +111,7 @@ def _identity(row: dict[str, str]) -> tuple[str, str, str]:
     return row.get("dataset", ""), ", ".join([*setting, *seed]), row["method"]
 
 
-def _scores(key: tuple[str, ...], numbers: list[_Number]) -> Scores:
+def _scores(key: tuple[str, str, str, str], numbers: list[_Number]) -> Scores:
     scores = Scores(*key)
     cells = [number for number in numbers if not _is_mean(number.row)]
     # Zeros at the end are not always printed: the longest number says how many digits the cells have.

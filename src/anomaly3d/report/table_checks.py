@@ -89,9 +89,9 @@ def precision_table(scores: Sequence[Scores]) -> Table:
             bounds = (most, _most(auroc, clouds, seeds, ties=True))
             rows.append([*row, category, _percent(auroc), _percent(aupr), *map(percent, bounds)])
     footer = [
-        f"Percent. {len(rows)} of {len(pairs) - unchecked} O-AUPRs are above the largest average precision of a ranking "
-        "without ties that has the O-AUROC; with ties: the largest of any ranking. Checked are cells of known test "
-        "clouds, and means where a table of a released data set has no cells."
+        f"Percent. {len(rows)} of {len(pairs) - unchecked} O-AUPRs are above the largest average precision of a "
+        "ranking without ties that has the O-AUROC; with ties: the largest of any ranking. Checked are cells of known "
+        "test clouds, and means where a table of a released data set has no cells."
     ]
     if unchecked:
         verb = "is" if unchecked == 1 else "are"
