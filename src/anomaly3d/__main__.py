@@ -14,13 +14,14 @@ usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
 
 3D point-cloud anomaly detection: train, test and compare Mamba3dAD and SeDiR.
 
-  generate   make the synthetic data set of industrial parts (Anomaly-ShapeNet layout)
-  fit        train a detector on normal clouds
-  validate   score a detector on validation data made from training clouds
-  test       score a detector on the test clouds; prints and writes the table
-  predict    score clouds of unknown truth; writes scores and coloured clouds
-  pretrain   train a backbone on procedural shapes; writes its weights
-  compare    run a grid of methods, unified and per category, into one table
+  generate     make the synthetic data set of industrial parts (Anomaly-ShapeNet layout)
+  fit          train a detector on normal clouds
+  validate     score a detector on validation data made from training clouds
+  test         score a detector on the test clouds; prints and writes the table
+  predict      score clouds of unknown truth; writes scores and coloured clouds
+  pretrain     train a backbone on procedural shapes; writes its weights
+  compare      run a grid of methods, unified and per category, into one table
+  check-table  check the arithmetic of tables of results: means, attainable values
 
 Every verb has --help. Recipes lie in configs/experiment/, e.g.
 
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         **dict.fromkeys(("fit", "validate", "test", "predict"), _lightning),
         "generate": _generate,
         "compare": _compare,
+        "check-table": _check_table,
         "pretrain": _pretrain,
     }
     if args[0] not in verbs:
@@ -81,6 +83,12 @@ def _compare(args: list[str]) -> None:
     from anomaly3d.compare import compare
 
     auto_cli(compare, args=args[1:], prog="anomaly3d compare", as_positional=False)
+
+
+def _check_table(args: list[str]) -> None:
+    from anomaly3d.report.check_table import run
+
+    run(args[1:])
 
 
 def _pretrain(args: list[str]) -> None:

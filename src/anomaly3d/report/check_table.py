@@ -1,0 +1,51 @@
+"""`anomaly3d check-table`: what is wrong in tables of results by arithmetic alone."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomaly3d.report.files import write_text
+from anomaly3d.report.results_csv import read_results
+from anomaly3d.report.table_checks import attainable_table, means_table, precision_table
+
+
+def run(args: list[str]) -> None:
+    """The verb: `anomaly3d check-table FILE... [--output FILE.md]`. What it finds is no error."""
+    # Not jsonargparse: it takes several files only as one list in brackets.
+    parser = ArgumentParser(
+        prog="anomaly3d check-table",
+        description="Check the arithmetic of tables of results: printed means, attainable O-AUROCs, and O-AUPRs that "
+        "are too large for the O-AUROC beside them.",
+    )
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="CSV, checked together: published tables as in benchmarks/reported/, those that `anomaly3d compare` "
+        "writes, or a test's metrics.csv",
+    )
+    parser.add_argument("--output", metavar="FILE.md", type=Path, help="write the report as Markdown")
+    options = parser.parse_args(args)
+    check_table(options.files, options.output)
+
+
+def check_table(files: Sequence[Path], output: Path | None = None) -> None:
+    """Check tables of results together; print what was found and write it to `output` (Markdown).
+
+    Raises InputError if a file is missing or isn't a table of results.
+    """
+    from rich.console import Console
+
+    scores = read_results(files)
+    tables = [means_table(scores), attainable_table(scores), precision_table(scores)]
+    console = Console()
+    for table in tables:
+        console.print(table.console())
+    if output is not None:
+        command = f"`anomaly3d check-table {' '.join(map(str, files))}`"
+        parts = ["# Checks of tables of results", command, *(table.markdown().rstrip() for table in tables)]
+        write_text(output, "\n\n".join(parts) + "\n")
+        console.print(f"written: {output}")
