@@ -21,6 +21,7 @@ usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
   predict    score clouds of unknown truth; writes scores and coloured clouds
   pretrain   train a backbone on procedural shapes; writes its weights
   compare    run a grid of methods, unified and per category, into one table
+  ice        measure how far a unified SeDiR takes categories for one another
 
 Every verb has --help. Recipes lie in configs/experiment/, e.g.
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         "generate": _generate,
         "compare": _compare,
         "pretrain": _pretrain,
+        "ice": _ice,
     }
     if args[0] not in verbs:
         sys.exit(f"anomaly3d: unknown verb '{args[0]}'; choose from {', '.join(verbs)}")
@@ -87,6 +89,14 @@ def _pretrain(args: list[str]) -> None:
     from anomaly3d.lit.pretrain_cli import pretrain
 
     pretrain(args[1:])
+
+
+def _ice(args: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from anomaly3d.ice import ice
+
+    auto_cli(ice, args=args[1:], prog="anomaly3d ice", as_positional=False)
 
 
 if __name__ == "__main__":
