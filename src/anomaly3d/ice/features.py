@@ -43,13 +43,14 @@ def cloud_features(detector: SeDiR, clouds: Dataset[Sample], device: torch.devic
     """Features of all clouds, in their order; `title` stands before the progress bar."""
     loader = DataLoader(clouds, batch_size=1, collate_fn=collate)
     found = [_features(detector, batch.to(device)) for batch in track(loader, title, console=Console(stderr=True))]
+    z = [one.z for one in found if one.z is not None]
     return CloudFeatures(
         name=[name for one in found for name in one.name],
         category=np.concatenate([one.category for one in found]),
         error=np.concatenate([one.error for one in found]),
         rebuilt=np.concatenate([one.rebuilt for one in found]),
         encoded={kind: np.concatenate([one.encoded[kind] for one in found]) for kind in found[0].encoded},
-        z=None if found[0].z is None else np.concatenate([one.z for one in found]),
+        z=np.concatenate(z) if z else None,
     )
 
 

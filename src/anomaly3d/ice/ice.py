@@ -73,7 +73,9 @@ def _check(model: Trained, folder: Path) -> None:
     if not isinstance(model.detector, SeDiR):
         raise InputError(f"{folder}: holds a {type(model.detector).__name__}; give trainings of SeDiR")
     if len(categories) < 2:
-        raise InputError(f"{folder}: trained on {categories[0]} alone; give a unified model, of several categories")
+        raise InputError(
+            f"{folder}: trained on {', '.join(categories)} alone; give a unified model, of several categories"
+        )
     model.data.setup()
     if model.data.category_names != categories:
         raise InputError(

@@ -76,25 +76,25 @@ def write_report(analyses: Mapping[str, Analysis], output: Path, seed: int = 0) 
     scores = [_score_panel(name, one) for name, one in analyses.items()]
     tokens = [_token_panel(name, one, seed) for name, one in analyses.items() if one.train_z is not None]
 
-    axes = ("probability of the true category", "mean reconstruction error")
+    scored, embedded = output / "scores.png", output / "global_tokens.png"
+    pictures = {scored: "Category score and reconstruction error of each normal test cloud (Fig. 2)"}
     kinds = ("category recognised", "taken for another")
-    written = [scatter_panels(scores, categories, kinds, output / "scores.png", axes, logit=True)]
+    axes = ("probability of the true category", "mean reconstruction error")
+    scatter_panels(scores, categories, kinds, scored, axes, logit=True)
     if tokens:
-        kinds = ("training clouds", "normal test clouds")
-        written.append(scatter_panels(tokens, categories, kinds, output / "global_tokens.png"))
-    pictures = "\n".join(f"![{_CAPTIONS[path.name]}]({path.name})\n\n{_CAPTIONS[path.name]}.\n" for path in written)
+        pictures[embedded] = "t-SNE of the global tokens"
+        scatter_panels(tokens, categories, ("training clouds", "normal test clouds"), embedded)
     texts = {
-        "ice.md": f"{ice_table(analyses).markdown()}\n{pictures}",
+        "ice.md": "\n".join(
+            [
+                ice_table(analyses).markdown(),
+                *(f"![{text}]({path.name})\n\n{text}.\n" for path, text in pictures.items()),
+            ]
+        ),
         "ice.csv": summary.to_csv(index=False),
         "clouds.csv": clouds.to_csv(index=False),
     }
-    return [*(write_text(output / name, text) for name, text in texts.items()), *written]
-
-
-_CAPTIONS = {
-    "scores.png": "Category score and reconstruction error of each normal test cloud (Fig. 2)",
-    "global_tokens.png": "t-SNE of the global tokens",
-}
+    return [*(write_text(output / name, text) for name, text in texts.items()), *pictures]
 
 
 def _signed(coefficient: float) -> str:

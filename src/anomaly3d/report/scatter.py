@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from anomaly3d.report.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PANEL, _ROW = 3.4, 0.22  # inches
 _SHAPES = "oX"
@@ -33,7 +37,7 @@ def scatter_panels(
     path: Path,
     labels: tuple[str, str] | None = None,
     logit: bool = False,
-) -> Path:
+) -> Figure:
     """Draw the panels in a row with one legend under them.
 
     Args:
@@ -83,4 +87,4 @@ def scatter_panels(
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary)
-    return path
+    return figure
