@@ -22,11 +22,12 @@ NO_C3L = [f"--model.detector.init_args.{name}_weight=0" for name in ("contrastiv
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, parts: Path) -> Path:
-    """Log folders `sedir`, `without`, `mamba3dad` and `gear`, the last of one category."""
+    """Log folders of SeDiR, whole, without C3L, without global token and of one category, and of another detector."""
     root = tmp_path_factory.mktemp("trained")
     for name, recipe, extra in (
         ("sedir", "sedir", []),
         ("without", "sedir", NO_C3L),
+        ("none", "sedir", [*NO_C3L, "--model.detector.init_args.global_token=none"]),
         ("mamba3dad", "mamba3dad", []),
         ("gear", "sedir", ["--data.categories=[gear]"]),
     ):
@@ -63,6 +64,16 @@ def test_report_of_two_models(trained: Path, tmp_path: Path, capsys: pytest.Capt
     main(["ice", *runs, f"--output={tmp_path / 'b'}", "--views=2"])
     for name in ("ice.csv", "clouds.csv", "ice.md", "scores.png", "global_tokens.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_without_global_token_has_no_picture_of_them(trained: Path, tmp_path: Path) -> None:
+    main(["ice", f"--runs.none={trained}/none/log", f"--output={tmp_path}", "--views=2"])
+    (row,) = pd.read_csv(tmp_path / "ice.csv").to_dict("records")
+    assert np.isnan(row["probe_act"])
+    assert 0 <= row["probe_mean"] <= 1
+    assert not (tmp_path / "global_tokens.png").exists()
+    assert "global_tokens.png" not in (tmp_path / "ice.md").read_text()
 
 
 @pytest.mark.slow
@@ -116,6 +127,7 @@ def test_bad_input_gets_one_line(
         assert not (tmp_path / "out").exists()
         return message.splitlines()[-1]
 
+    assert "none given" in says({}, "--runs={}")
     whole = trained / "sedir" / "log"
     assert "config.yaml" in says({"a": tmp_path / "nowhere"})
     untrained = tmp_path / "untrained"

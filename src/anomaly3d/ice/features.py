@@ -62,8 +62,8 @@ def _features(detector: SeDiR, batch: PointCloudBatch) -> CloudFeatures:
     return CloudFeatures(
         name=list(batch.sample_id),
         category=batch.category.cpu().numpy(),
-        error=(made.tokens - view.base).norm(dim=-1).mean(1).cpu().numpy(),
-        rebuilt=made.tokens.mean(1).cpu().numpy(),
+        error=(made.tokens - view.base).norm(dim=-1).mean(1).double().cpu().numpy(),
+        rebuilt=made.tokens.mean(1).double().cpu().numpy(),
         encoded={kind: tokens.cpu().numpy() for kind, tokens in encoded.items() if tokens is not None},
         z=None if made.z is None else made.z.cpu().numpy(),
     )

@@ -18,7 +18,7 @@ from anomaly3d.ice.report import Analysis, ice_table, write_report
 from anomaly3d.lit.trained import Trained, load_trained
 from anomaly3d.models.sedir import SeDiR
 
-_SETTINGS = ("contrastive_weight", "cosine_weight", "class_weight")
+_SETTINGS = ("global_token", "contrastive_weight", "cosine_weight", "class_weight")
 
 
 def ice(
