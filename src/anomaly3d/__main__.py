@@ -22,6 +22,7 @@ usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
   pretrain     train a backbone on procedural shapes; writes its weights
   compare      run a grid of methods, unified and per category, into one table
   check-table  check the arithmetic of tables of results: means, attainable values
+  ice          measure how far a unified SeDiR takes categories for one another
 
 Every verb has --help. Recipes lie in configs/experiment/, e.g.
 
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         "compare": _compare,
         "check-table": _check_table,
         "pretrain": _pretrain,
+        "ice": _ice,
     }
     if args[0] not in verbs:
         sys.exit(f"anomaly3d: unknown verb '{args[0]}'; choose from {', '.join(verbs)}")
@@ -95,6 +97,14 @@ def _pretrain(args: list[str]) -> None:
     from anomaly3d.lit.pretrain_cli import pretrain
 
     pretrain(args[1:])
+
+
+def _ice(args: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from anomaly3d.ice import ice
+
+    auto_cli(ice, args=args[1:], prog="anomaly3d ice", as_positional=False)
 
 
 if __name__ == "__main__":

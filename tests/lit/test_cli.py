@@ -153,7 +153,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("fit", "validate", "test", "predict", "generate", "compare"):
+    for verb in ("fit", "validate", "test", "predict", "generate", "compare", "ice"):
         assert f"  {verb} " in done.stdout
 
 
