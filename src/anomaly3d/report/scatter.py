@@ -70,7 +70,7 @@ def scatter_panels(
         for index, shape in enumerate(_SHAPES[: len(markers)]):
             chosen = panel.marker == index
             points = [palette[colour] for colour in panel.colour[chosen]]
-            axes.scatter(*panel.xy[chosen].T, c=points, marker=shape, s=34, linewidths=0.5, edgecolors="white")
+            axes.scatter(*panel.xy[chosen].T, c=points, marker=shape, s=24, linewidths=0.5, edgecolors="white")
         axes.set_title(panel.title, fontsize=9)
         axes.tick_params(labelsize=7)
         if labels is None:
@@ -83,7 +83,7 @@ def scatter_panels(
     if labels is not None:
         grid[0].set_ylabel(labels[1], fontsize=8)
     handles = [Line2D([], [], ls="", marker="s", color=c, label=n) for c, n in zip(palette, colours, strict=True)]
-    handles += [Line2D([], [], ls="", marker=s, color="grey", label=n) for s, n in zip(_SHAPES, markers, strict=False)]
+    handles += [Line2D([], [], ls="", marker=s, color="black", label=n) for s, n in zip(_SHAPES, markers, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary)
