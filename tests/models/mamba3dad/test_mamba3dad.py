@@ -169,6 +169,27 @@ def test_numbered_views_are_encoded_once_and_change_no_loss() -> None:
     assert len(set(losses[2.0])) > 3
 
 
+def test_noise_on_tokens_teaches_without_altering_a_cloud() -> None:
+    """No cloud is altered, the loss reaches every trained parameter, and scoring adds no noise."""
+    still: dict[str, Any] = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout_points": 0.0, "translation": 0.0}
+    model = detector(corruption="tokens", noise_probability=0.3, views=1, **still)
+    view = model._view(clouds(200).xyz, "c/train/0")
+    assert not view.defective.any()
+    terms = model.loss(clouds(200, 300))
+    terms["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    batch = clouds(200)
+    assert torch.equal(model.eval().score(batch).point_scores, model.score(batch).point_scores)
+
+
+def test_the_gate_starts_where_it_is_told() -> None:
+    torch.manual_seed(0)
+    closed = detector(gate_bias=-20.0)
+    tokens = torch.randn(1, 32, closed.backbone.width)
+    torch.testing.assert_close(closed.adapter(tokens), tokens, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(detector().adapter(tokens), tokens, atol=0.1)
+
+
 def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:
     def first_tokens(seed: int, state: dict[str, Any] | None = None) -> torch.Tensor:
         torch.manual_seed(seed)

@@ -24,6 +24,7 @@ class LTIAdapter(nn.Module):
             chunks; `recurrent` normalises what the next step sees too, one step after the other. [inferred]
         scale: initial s. [paper]
         max_norm: upper limit of s, the spectral norm of A. [paper]
+        gate_bias: initial b of the gate. [ours]
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class LTIAdapter(nn.Module):
         state_norm: Literal["readout", "recurrent"] = "readout",
         scale: float = 0.9,
         max_norm: float = 0.95,
+        gate_bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.state_norm = state_norm
@@ -44,6 +46,7 @@ class LTIAdapter(nn.Module):
         self.skip = nn.Linear(width, width, bias=False)  # D
         self.norm = nn.LayerNorm(state)
         self.gate = nn.Linear(width, width)
+        nn.init.constant_(self.gate.bias, gate_bias)
         for matrix in (self.input, self.output, self.skip):
             nn.init.kaiming_normal_(matrix.weight)
 

@@ -34,11 +34,12 @@ from anomaly3d.models.mamba3dad.gsas import GSAS, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
 from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
+from anomaly3d.models.mamba3dad.token_noise import TokenNoise
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
-Corruption = Literal["features", "points", "both"]
+Corruption = Literal["features", "tokens", "points", "both"]
 
 
 class TrainingView(NamedTuple):
@@ -78,7 +79,7 @@ class Mamba3dAD(Detector):
         frozen_cache_gb: memory for the tokens of these copies; with 0 they are computed at every step, with the same
             losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
-            make every descriptor alike, and the columns of the plan blunt. None: where there are point defects. [ours]
+            make every descriptor alike, and the columns of the plan blunt. None: unless corruption is `features`. [ours]
         slots: S. [paper]
         descriptor_width: d_a. [paper]
         graph_neighbours: neighbours of a centre in the descriptor graph, itself included. [inferred]
@@ -90,9 +91,14 @@ class Mamba3dAD(Detector):
         state_norm: where the state is normalised. [inferred]
         state_scale: initial s of A = s * orthogonal. [paper]
         max_state_norm: limit of A's spectral norm. [paper]
-        corruption: what the discriminator learns to tell from normal: noise on `features` [paper], defects in the
-            `points` of the cloud, or `both` [ours]. `configs/benchmark/learning.yaml` compares them.
-        noise_probability: share of slots corrupted in training (p). [paper]
+        gate_bias: initial bias of the adapter's gate; at 0 half of what a slot hands on comes out of a
+            scan in an order not learned yet, at -3 a twentieth. [ours; paper: not given]
+        corruption: what the discriminator learns to tell from normal: noise on `features` [paper], on the
+            frozen `tokens` (`token_noise.TokenNoise`), defects in the `points` of the cloud, or `both` features and
+            points [ours].
+            `configs/benchmark/mamba3dad_ablations.yaml` compares them.
+        token_noise: least and greatest strength of the noise on tokens. [ours]
+        noise_probability: share of slots, or of patches, corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
         gamma_range: least and greatest factor; from 0 up, the paper's initial noise is too small to be learned from.
@@ -140,7 +146,9 @@ class Mamba3dAD(Detector):
         state_norm: Literal["readout", "recurrent"] = "readout",
         state_scale: float = 0.9,
         max_state_norm: float = 0.95,
+        gate_bias: float = 0.0,
         corruption: Corruption = "features",
+        token_noise: tuple[float, float] = (0.1, 1.0),
         noise_probability: float = 0.05,
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
@@ -174,11 +182,14 @@ class Mamba3dAD(Detector):
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
-        self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm)
+        self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm, gate_bias)
         self.norm = nn.LayerNorm(width)
         self.corruption: Corruption = corruption
+        self.token_noise = TokenNoise(noise_probability, token_noise)
         self.point_defects = PointDefects()
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
+        # Distributed training refuses a trained parameter that no loss reaches.
+        self.generator.requires_grad_(corruption in ("features", "both"))
         self.discriminator = Discriminator(width, heads, dropout)
         self.positive_weight = (1 - noise_probability) / noise_probability
         self.entropy_weight = entropy_weight
@@ -194,10 +205,13 @@ class Mamba3dAD(Detector):
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""
         views = [self._view(cloud, name) for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)]
         tokens, centres, defective = map(torch.cat, zip(*views, strict=True))
+        tokens = self._standardised(tokens)
+        if self.corruption == "tokens":
+            tokens, defective = self.token_noise(tokens)
         ordered = self._sort(tokens, centres)
         features = self._features(ordered)
         labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
-        if self.corruption != "points":
+        if self.corruption in ("features", "both"):
             features, labels = self.generator(features)
         if self.corruption != "features":
             labels = torch.maximum(labels, slot_labels(defective, ordered.plan))
@@ -220,7 +234,7 @@ class Mamba3dAD(Detector):
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Logits carried back to every point of the file; an object's score is its largest slot logit."""
         groups = self.sampler(batch)
-        ordered = self._sort(self._tokens(groups), groups.centres)
+        ordered = self._sort(self._standardised(self._tokens(groups)), groups.centres)
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
         of_patches = patch_scores(logits, ordered.plan, groups.centres.shape[1])
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
@@ -241,7 +255,7 @@ class Mamba3dAD(Detector):
     def _altered(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
         framed = self.sampler.frame(PointCloudBatch.pack([cloud], [name]))
         augmented, defective = self.augment(framed.clouds[0]), None
-        if self.corruption != "features":
+        if self.corruption in ("points", "both"):
             augmented, defective = self.point_defects(augmented)
         groups = self.sampler.group(replace(framed, clouds=(augmented,)))
         shares = torch.zeros_like(groups.centres[..., 0])
@@ -252,11 +266,14 @@ class Mamba3dAD(Detector):
     def _tokens(self, groups: PatchGroups) -> Float[Tensor, "B M C"]:
         return torch.cat(self.backbone(groups.points, groups.centres, self.blocks), dim=-1)
 
+    def _standardised(self, tokens: Float[Tensor, "B M C"]) -> Float[Tensor, "B M C"]:
+        if not self.standardise:
+            return tokens
+        if self.training:
+            self.standardiser.observe(tokens)
+        return self.standardiser(tokens)
+
     def _sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
-        if self.standardise:
-            if self.training:
-                self.standardiser.observe(tokens)
-            tokens = self.standardiser(tokens)
         return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres)
 
     def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
