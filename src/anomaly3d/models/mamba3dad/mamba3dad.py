@@ -79,7 +79,7 @@ class Mamba3dAD(Detector):
         frozen_cache_gb: memory for the tokens of these copies; with 0 they are computed at every step, with the same
             losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
-            make every descriptor alike, and the columns of the plan blunt. None: unless corruption is `features`. [ours]
+            make every descriptor alike, the columns of the plan blunt. None: unless corruption is `features`. [ours]
         slots: S. [paper]
         descriptor_width: d_a. [paper]
         graph_neighbours: neighbours of a centre in the descriptor graph, itself included. [inferred]
