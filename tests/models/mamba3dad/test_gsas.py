@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
-from anomaly3d.models.mamba3dad.gsas import GSAS
+from anomaly3d.models.mamba3dad.gsas import GSAS, order
+from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 
 
 def naive(gsas: GSAS, tokens: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,3 +119,50 @@ def test_default_queries_give_slots_of_few_tokens() -> None:
         held[scale] = (-(plan * (plan + 1e-9).log()).sum(1)).mean().exp().item()  # effective tokens per slot
     assert held[1.0] < 8
     assert held[0.02] > 64
+
+
+@pytest.mark.parametrize("ordering", ["argmax", "sort"])
+def test_deployment_orderings_equal_loops(ordering: Literal["argmax", "sort"]) -> None:
+    gsas, tokens, centres = make(scale=1.0)
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    out = gsas(tokens, centres, ordering)
+    assert torch.equal(out.plan, gsas(tokens, centres).plan)
+    for b in range(2):
+        plan = out.plan[b].detach().double().numpy()
+        if ordering == "argmax":
+            chosen = [int(np.argmax(plan[:, s])) for s in range(7)]
+        else:
+            mu = [sum(s / 6 * plan[t, s] for s in range(7)) / plan[t].sum() for t in range(10)]
+            chosen = sorted(range(10), key=lambda t: mu[t])
+            assert sorted(chosen) == list(range(10))
+        for place, t in enumerate(chosen):
+            assert torch.equal(out.features[b, place], tokens[b, t // 5, t % 5])
+            assert torch.equal(out.coordinates[b, place], centres[b, t % 5])
+            if ordering == "sort":
+                assert out.assignment[b, :, place].nonzero().flatten().tolist() == [t]
+    if ordering == "argmax":
+        assert torch.equal(out.assignment, out.plan)
+
+
+def test_neighbours_on_a_curve_come_near_each_other_once_the_sorter_alone_is_trained() -> None:
+    """Tokens are features of their place on a helix: nothing but L_ent and L_loc shapes the order."""
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(48, generator=generator)
+    angle = 4 * torch.pi * place
+    centres = torch.stack([angle.cos(), angle.sin(), 2 * place - 1], dim=1)[None]
+    tokens = torch.cat([centres, torch.sin(5 * centres), torch.cos(5 * centres)], dim=-1)[:, None]
+    torch.manual_seed(0)
+    gsas = GSAS(width=9, slots=48, descriptor_width=16, neighbours=3)
+
+    def step_along_the_curve() -> float:
+        return place[order(gsas(tokens, centres).plan, "sort")[0]].diff().abs().mean().item()
+
+    assert step_along_the_curve() > 0.15
+    optimiser = torch.optim.Adam(gsas.parameters(), lr=3e-2)
+    for _ in range(400):
+        optimiser.zero_grad()
+        plan = gsas(tokens, centres).plan
+        (0.01 * column_entropy(plan) + 10 * locality(plan, centres, sigma=0.3)).backward()
+        optimiser.step()
+    # A perfect order steps about 1/48 at a time, a random one 1/3.
+    assert step_along_the_curve() < 0.1

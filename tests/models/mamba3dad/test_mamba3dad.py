@@ -182,6 +182,25 @@ def test_noise_on_tokens_teaches_without_altering_a_cloud() -> None:
     assert torch.equal(model.eval().score(batch).point_scores, model.score(batch).point_scores)
 
 
+@pytest.mark.parametrize("settings", [{"ordering": "sort"}, {"deployment": "argmax"}, {"deployment": "sort"}])
+def test_hard_orderings_train_and_score_whatever_the_order_of_the_points(settings: dict[str, Any]) -> None:
+    model, batch = detector(**settings), clouds(400)
+    model.loss(batch)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    order = torch.randperm(400)
+    a, b = model.eval().score(batch), model.score(PointCloudBatch.pack([batch.xyz[order]], batch.sample_id))
+    assert torch.equal(a.object_scores, b.object_scores)
+    assert torch.equal(a.point_scores[order], b.point_scores)
+
+
+def test_smoothing_takes_the_object_score_from_the_smoothed_patches() -> None:
+    plain, smooth, batch = detector().eval(), detector(smooth_sigma=1.0).eval(), clouds(300)
+    smooth.load_state_dict(plain.state_dict())
+    before, after = plain.score(batch), smooth.score(batch)
+    assert after.object_scores.item() == pytest.approx(after.point_scores.max().item())
+    assert after.point_scores.std() < before.point_scores.std()
+
+
 def test_the_gate_starts_where_it_is_told() -> None:
     torch.manual_seed(0)
     closed = detector(gate_bias=-20.0)

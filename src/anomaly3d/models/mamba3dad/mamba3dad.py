@@ -25,12 +25,13 @@ from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.scoring import smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapter import LTIAdapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
-from anomaly3d.models.mamba3dad.gsas import GSAS, SortedTokens
+from anomaly3d.models.mamba3dad.gsas import GSAS, Ordering, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
 from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
@@ -40,6 +41,8 @@ from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 Corruption = Literal["features", "tokens", "points", "both"]
+
+_SMOOTHED = 11  # patches under the Gaussian, as many as in SeDiR
 
 
 class TrainingView(NamedTuple):
@@ -86,6 +89,10 @@ class Mamba3dAD(Detector):
         tau: Sinkhorn temperature. [paper]
         sinkhorn_iterations: K_sink. [paper]
         query_scale: standard deviation of the initial slot queries. [ours]
+        ordering: `soft`, slots are mixtures of tokens [paper], or `sort`, tokens pass unmixed, in the order of their
+            expected slots, so that no defective one is thinned out; the sorter then learns from its two losses alone.
+            [ours]
+        deployment: `argmax` or `sort` [paper], or `soft`: the ordering when scoring; None: as in training. [ours]
         state: width of the adapter's state. [paper]
         transition: form of the adapter's matrix A. [inferred]
         state_norm: where the state is normalised. [inferred]
@@ -108,6 +115,8 @@ class Mamba3dAD(Detector):
         entropy_weight: of L_ent. [paper]
         locality_weight: of L_loc. [paper]
         locality_sigma: sigma_p. [paper]
+        smooth_sigma: width of a Gaussian over the scores of neighbouring patches, in mean distances of the centres; an
+            object's score is then its largest patch score [ours]. None: neither, and the largest slot logit. [paper]
         median_voxels: radius, in voxels, of the median filter on point scores (3 in the paper); None for none. [paper]
 
     Raises:
@@ -141,6 +150,8 @@ class Mamba3dAD(Detector):
         tau: float = 0.2,
         sinkhorn_iterations: int = 8,
         query_scale: float = 1.0,
+        ordering: Literal["soft", "sort"] = "soft",
+        deployment: Ordering | None = None,
         state: int = 256,
         transition: Literal["rotation", "dense"] = "rotation",
         state_norm: Literal["readout", "recurrent"] = "readout",
@@ -158,6 +169,7 @@ class Mamba3dAD(Detector):
         entropy_weight: float = 0.01,
         locality_weight: float = 0.1,
         locality_sigma: float = 0.05,
+        smooth_sigma: float | None = None,
         median_voxels: float | None = None,
     ) -> None:
         super().__init__()
@@ -168,7 +180,7 @@ class Mamba3dAD(Detector):
         check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
         check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
         check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations)
-        check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size)
+        check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
         self.protocol = "strict" if canonical else "paper"
@@ -182,6 +194,8 @@ class Mamba3dAD(Detector):
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
         self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
+        self.ordering: Ordering = ordering
+        self.deployment: Ordering = deployment or ordering
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm, gate_bias)
         self.norm = nn.LayerNorm(width)
         self.corruption: Corruption = corruption
@@ -195,6 +209,7 @@ class Mamba3dAD(Detector):
         self.entropy_weight = entropy_weight
         self.locality_weight = locality_weight
         self.locality_sigma = locality_sigma
+        self.smooth_sigma = smooth_sigma
         self.median_voxels = median_voxels
         self.views = views
         self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb)
@@ -214,7 +229,7 @@ class Mamba3dAD(Detector):
         if self.corruption in ("features", "both"):
             features, labels = self.generator(features)
         if self.corruption != "features":
-            labels = torch.maximum(labels, slot_labels(defective, ordered.plan))
+            labels = torch.maximum(labels, slot_labels(defective, ordered.assignment))
             # How much of the clouds is defective is known only now.
             positive = labels.mean().clamp(min=0.01)
             positive_weight = (1 - positive) / positive
@@ -232,13 +247,16 @@ class Mamba3dAD(Detector):
 
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
-        """Logits carried back to every point of the file; an object's score is its largest slot logit."""
+        """Logits carried back to every point of the file, and the largest of them for the object."""
         groups = self.sampler(batch)
         ordered = self._sort(self._standardised(self._tokens(groups)), groups.centres)
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
-        of_patches = patch_scores(logits, ordered.plan, groups.centres.shape[1])
+        of_patches, of_objects = patch_scores(logits, ordered.assignment, groups.centres.shape[1]), logits.amax(dim=1)
+        if self.smooth_sigma is not None:
+            of_patches = smooth_in_space(of_patches, groups.centres, _SMOOTHED, self.smooth_sigma)
+            of_objects = of_patches.amax(dim=1)
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
-        return AnomalyPrediction(point_scores=torch.cat(points), object_scores=logits.amax(dim=1))
+        return AnomalyPrediction(point_scores=torch.cat(points), object_scores=of_objects)
 
     def _view(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
         if self.views is None:
@@ -274,7 +292,8 @@ class Mamba3dAD(Detector):
         return self.standardiser(tokens)
 
     def _sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
-        return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres)
+        ordering = self.ordering if self.training else self.deployment
+        return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres, ordering)
 
     def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
         return self.norm(self.adapter(ordered.features))
