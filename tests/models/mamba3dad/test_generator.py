@@ -18,6 +18,17 @@ def test_noise_is_gamma_sigma_on_the_labelled_slots_and_nowhere_else() -> None:
     assert (noise.abs().amax(dim=1) > 0).all()
 
 
+def test_a_mask_per_patch_is_passed_on_through_the_shares_and_scales_the_noise() -> None:
+    generator, q = AnomalyGenerator(0.3, gamma=12.0), torch.zeros(4, 6, 5000)
+    shares = torch.rand(4, 3, 6).softmax(dim=1)
+    noisy, labels = generator(q, shares)
+    for b in range(4):
+        # Three mask bits make eight possible rows of labels; it must be one of them.
+        rows = [shares[b].T @ torch.tensor([float(i & 1), float(i >> 1 & 1), float(i >> 2)]) for i in range(8)]
+        assert min((labels[b] - row).abs().max().item() for row in rows) < 1e-6
+    torch.testing.assert_close(noisy.std(dim=2), 12.0 * 0.05 * labels, rtol=0.1, atol=1e-6)
+
+
 def test_passes_features_unchanged_in_evaluation() -> None:
     generator, q = AnomalyGenerator(gamma=5.0).eval(), torch.randn(2, 100, 8)
     noisy, labels = generator(q)

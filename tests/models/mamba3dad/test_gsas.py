@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly3d.errors import InputError
+from anomaly3d.models.mamba3dad.blocks import spatial_blocks
 from anomaly3d.models.mamba3dad.gsas import GSAS, order
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
+from anomaly3d.ops.sinkhorn import sinkhorn
 
 
 def naive(gsas: GSAS, tokens: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,3 +169,53 @@ def test_neighbours_on_a_curve_come_near_each_other_once_the_sorter_alone_is_tra
         optimiser.step()
     # A perfect order steps about 1/48 at a time, a random one 1/3.
     assert step_along_the_curve() < 0.1
+
+
+def test_hungarian_is_the_best_one_to_one_assignment_and_softmax_has_columns_of_one() -> None:
+    gsas, tokens, centres = make(scale=1.0)
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    affinity = gsas.affinity(gsas.describe(tokens, centres)).detach()
+    gsas.assignment = "softmax"
+    soft = gsas(tokens, centres).plan
+    torch.testing.assert_close(soft, torch.exp(affinity / 0.2) / torch.exp(affinity / 0.2).sum(1, keepdim=True))
+    gsas.assignment = "hungarian"
+    hard = gsas(tokens, centres).plan
+    for b in range(2):
+        plan = hard[b].detach().round()
+        assert torch.equal(plan.sum(0), torch.ones(7))
+        assert plan.sum(1).max() == 1
+        # No swap of two tokens, and no token that is left over, would do better: brute force over all pairs.
+        token = plan.argmax(0)
+        for s in range(7):
+            free = [t for t in range(10) if t not in token]
+            assert all(affinity[b, t, s] <= affinity[b, token[s], s] for t in free)
+            for r in range(s):
+                kept = affinity[b, token[s], s] + affinity[b, token[r], r]
+                assert affinity[b, token[r], s] + affinity[b, token[s], r] <= kept + 1e-5
+    (hard.square().sum() + (hard * affinity).sum()).backward()
+    assert gsas.queries.grad is not None
+    assert gsas.queries.grad.any()
+
+
+def test_blocks_sort_what_lies_together_as_gsas_of_their_own_would() -> None:
+    gsas, tokens, centres = make(scale=0.5)
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    whole = gsas(tokens, centres)
+    descriptors = gsas.describe(tokens, centres)
+    gsas.block_tokens = 4
+    plan = gsas(tokens, centres).plan
+    torch.testing.assert_close(plan.sum(1), torch.ones(2, 7))
+    assert not torch.allclose(plan, whole.plan, atol=1e-2)
+    slots = torch.arange(7).tensor_split(3)
+    for b in range(2):
+        for patches, mine in zip(spatial_blocks(centres[b], 3), slots, strict=True):
+            rows = torch.cat([patches, patches + 5])
+            alone = sinkhorn(gsas.affinity(descriptors)[b][rows][:, mine][None], tau=0.2, iterations=8)[0]
+            torch.testing.assert_close(plan[b][rows][:, mine], alone)
+            others = [t for t in range(10) if t not in rows]
+            assert not plan[b][others][:, mine].any()
+    gsas.block_tokens = 10
+    assert torch.equal(gsas(tokens, centres).plan, whole.plan)
+    gsas.block_tokens = 1
+    with pytest.raises(InputError, match="block_tokens=1"):
+        gsas(tokens, centres)

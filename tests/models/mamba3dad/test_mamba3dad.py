@@ -182,8 +182,23 @@ def test_noise_on_tokens_teaches_without_altering_a_cloud() -> None:
     assert torch.equal(model.eval().score(batch).point_scores, model.score(batch).point_scores)
 
 
-@pytest.mark.parametrize("settings", [{"ordering": "sort"}, {"deployment": "argmax"}, {"deployment": "sort"}])
-def test_hard_orderings_train_and_score_whatever_the_order_of_the_points(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ordering": "sort"},
+        {"deployment": "argmax"},
+        {"deployment": "sort"},
+        {"order": "off"},
+        {"order": "random"},
+        {"order": "coordinate"},
+        {"assignment": "hungarian"},
+        {"assignment": "softmax"},
+        {"block_tokens": 20},
+        {"label_mode": "patch"},
+    ],
+    ids=str,
+)
+def test_every_way_to_sort_trains_and_scores_whatever_the_order_of_the_points(settings: dict[str, Any]) -> None:
     model, batch = detector(**settings), clouds(400)
     model.loss(batch)["loss"].backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ class Corrupted(NamedTuple):
     """Slot features, some of them corrupted, and which."""
 
     features: Float[Tensor, "B S D"]
-    labels: Float[Tensor, "B S"]  # 1 where noise was added
+    labels: Float[Tensor, "B S"]  # 1 where noise was added, or the share of it
 
 
 class AnomalyGenerator(nn.Module):
@@ -54,11 +55,17 @@ class AnomalyGenerator(nn.Module):
         free = nn.functional.softplus(self.raw_gamma)
         return free + (free.clamp(*self.gamma_range) - free).detach()
 
-    def forward(self, features: Float[Tensor, "B S D"]) -> Corrupted:
-        """Corrupt slots of normal features."""
-        labels = torch.zeros(features.shape[:2], device=features.device)
+    def forward(self, features: Float[Tensor, "B S D"], shares: Float[Tensor, "B M S"] | None = None) -> Corrupted:
+        """Corrupt slots of normal features.
+
+        With the `shares` that each patch has in each slot, the mask is drawn per patch and passed on: labels are
+        sum_m shares_ms mask_m, and scale the noise [paper, implementation section; how it is scaled is inferred].
+        """
         if not self.training:
-            return Corrupted(features, labels)
-        labels.bernoulli_(self.probability)
+            return Corrupted(features, features.new_zeros(features.shape[:2]))
+        drawn = features if shares is None else shares
+        labels = torch.zeros(drawn.shape[:2], device=features.device).bernoulli_(self.probability)
+        if shares is not None:
+            labels = einsum(shares.detach().float(), labels, "b m s, b m -> b s").clamp(0, 1)
         noise = self.sigma * torch.randn_like(features)
         return Corrupted(features + self.gamma * labels[..., None] * noise, labels)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from anomaly3d.errors import InputError
+from anomaly3d.models.mamba3dad.blocks import spatial_blocks
 from anomaly3d.models.mamba3dad.ordering import expected_slot
 from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
@@ -17,6 +21,7 @@ from anomaly3d.ops.precision import no_autocast
 from anomaly3d.ops.sinkhorn import sinkhorn
 
 Ordering = Literal["soft", "argmax", "sort"]
+Assignment = Literal["sinkhorn", "softmax", "hungarian"]
 
 
 class SortedTokens(NamedTuple):
@@ -52,6 +57,10 @@ class GSAS(nn.Module):
         neighbours: size of a centre's neighbourhood in the graph, the centre itself included. [inferred]
         tau: temperature of the transport. [paper]
         iterations: Sinkhorn iterations. [paper]
+        assignment: how affinities become the plan: `sinkhorn` [paper]; or, for its ablation, `softmax` over the tokens
+            of each column, or `hungarian`, the one-to-one assignment of most affinity, with the softmax's gradient.
+        block_tokens: most tokens that are sorted together. More are parted into spatial blocks, each with its share of
+            the slots, in a row; None for no limit. [paper; the number is ours]
         query_scale: standard deviation of the initial slot queries. At 1 every slot starts as a mixture of few
             tokens; near 0 all slots start as the cloud's mean token, in which a single patch is invisible. [ours]
     """
@@ -65,8 +74,12 @@ class GSAS(nn.Module):
         tau: float = 0.2,
         iterations: int = 8,
         query_scale: float = 1.0,
+        assignment: Assignment = "sinkhorn",
+        block_tokens: int | None = None,
     ) -> None:
         super().__init__()
+        self.assignment: Assignment = assignment
+        self.block_tokens = block_tokens
         self.neighbours = neighbours
         self.tau = tau
         self.iterations = iterations
@@ -84,7 +97,7 @@ class GSAS(nn.Module):
         """
         with no_autocast(tokens):
             tokens = tokens.float()
-            plan = sinkhorn(self.affinity(self.describe(tokens, centres)), tau=self.tau, iterations=self.iterations)
+            plan = self.plan(self.describe(tokens, centres), centres)
             layers = tokens.shape[1]
             tokens = rearrange(tokens, "b l m d -> b (l m) d")
             places = repeat(centres, "b m c -> b (l m) c", l=layers)
@@ -110,3 +123,39 @@ class GSAS(nn.Module):
     def affinity(self, descriptors: Float[Tensor, "B T E"]) -> Float[Tensor, "B T S"]:
         """G = E Q^T + b."""
         return einsum(descriptors, self.queries, "b t e, s e -> b t s") + self.bias
+
+    def plan(self, descriptors: Float[Tensor, "B T E"], centres: Float[Tensor, "B M 3"]) -> Float[Tensor, "B T S"]:
+        """P, block by block where there are too many tokens.
+
+        Raises:
+            InputError: there are fewer slots, or patches, than blocks.
+        """
+        blocks = 1 if self.block_tokens is None else math.ceil(descriptors.shape[1] / self.block_tokens)
+        affinity = self.affinity(descriptors)
+        if blocks == 1:
+            return self._assign(affinity)
+        if blocks > min(len(self.queries), centres.shape[1]):
+            raise InputError(
+                f"block_tokens={self.block_tokens}: {descriptors.shape[1]} tokens make {blocks} blocks, more than "
+                "there are slots or patches; raise it"
+            )
+        patches, layers = centres.shape[1], descriptors.shape[1] // centres.shape[1]
+        plan = torch.zeros_like(affinity)
+        slots = torch.arange(len(self.queries), device=plan.device).tensor_split(blocks)
+        for b, cloud in enumerate(centres):
+            for patch, slot in zip(spatial_blocks(cloud, blocks), slots, strict=True):
+                token = (patch + patches * torch.arange(layers, device=patch.device)[:, None]).flatten()
+                plan[b, token[:, None], slot] = self._assign(affinity[b, token[:, None], slot][None])[0]
+        return plan
+
+    def _assign(self, affinity: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
+        if self.assignment == "sinkhorn":
+            return sinkhorn(affinity, tau=self.tau, iterations=self.iterations)
+        soft = (affinity / self.tau).softmax(dim=1)
+        if self.assignment == "softmax":
+            return soft
+        hard = torch.zeros_like(soft)
+        for b, gains in enumerate(affinity.detach().double().cpu().numpy()):
+            token, slot = linear_sum_assignment(gains, maximize=True)
+            hard[b, token, slot] = 1
+        return hard + soft - soft.detach()

@@ -14,7 +14,7 @@ from math import inf
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -30,8 +30,9 @@ from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapter import LTIAdapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
+from anomaly3d.models.mamba3dad.fixed_order import FixedOrder
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
-from anomaly3d.models.mamba3dad.gsas import GSAS, Ordering, SortedTokens
+from anomaly3d.models.mamba3dad.gsas import GSAS, Assignment, Ordering, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
 from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
@@ -89,6 +90,9 @@ class Mamba3dAD(Detector):
         tau: Sinkhorn temperature. [paper]
         sinkhorn_iterations: K_sink. [paper]
         query_scale: standard deviation of the initial slot queries. [ours]
+        order: `gsas` [paper], or one that is not learned: `off`, `random` or `coordinate` (`fixed_order.FixedOrder`).
+        assignment: of tokens to slots: `sinkhorn` [paper], `softmax` or `hungarian`.
+        block_tokens: most tokens that are sorted together; more are sorted in spatial blocks. [paper; number ours]
         ordering: `soft`, slots are mixtures of tokens [paper], or `sort`, tokens pass unmixed, in the order of their
             expected slots, so that no defective one is thinned out; the sorter then learns from its two losses alone.
             [ours]
@@ -105,6 +109,9 @@ class Mamba3dAD(Detector):
             points [ours].
             `configs/benchmark/mamba3dad_ablations.yaml` compares them.
         token_noise: least and greatest strength of the noise on tokens. [ours]
+        label_mode: of noise on features: a mask per `slot` with exact labels [paper, equations], or per `patch`, with
+            the labels and the noise that its tokens pass on [paper, implementation section]. With a blunt plan the
+            latter are about p everywhere.
         noise_probability: share of slots, or of patches, corrupted in training (p). [paper]
         noise_sigma: standard deviation of the corruption before gamma. [paper]
         gamma: initial factor of the corruption, before the clamp. [paper]
@@ -150,6 +157,9 @@ class Mamba3dAD(Detector):
         tau: float = 0.2,
         sinkhorn_iterations: int = 8,
         query_scale: float = 1.0,
+        order: Literal["gsas", "off", "random", "coordinate"] = "gsas",
+        assignment: Assignment = "sinkhorn",
+        block_tokens: int | None = None,
         ordering: Literal["soft", "sort"] = "soft",
         deployment: Ordering | None = None,
         state: int = 256,
@@ -160,6 +170,7 @@ class Mamba3dAD(Detector):
         gate_bias: float = 0.0,
         corruption: Corruption = "features",
         token_noise: tuple[float, float] = (0.1, 1.0),
+        label_mode: Literal["slot", "patch"] = "slot",
         noise_probability: float = 0.05,
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
@@ -179,7 +190,7 @@ class Mamba3dAD(Detector):
             )
         check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
         check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
-        check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations)
+        check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens)
         check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
@@ -193,12 +204,27 @@ class Mamba3dAD(Detector):
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
-        self.gsas = GSAS(width, slots, descriptor_width, graph_neighbours, tau, sinkhorn_iterations, query_scale)
+        self.gsas: GSAS | FixedOrder
+        if order == "gsas":
+            self.gsas = GSAS(
+                width,
+                slots,
+                descriptor_width,
+                graph_neighbours,
+                tau,
+                sinkhorn_iterations,
+                query_scale,
+                assignment,
+                block_tokens,
+            )
+        else:
+            self.gsas = FixedOrder(order)
         self.ordering: Ordering = ordering
         self.deployment: Ordering = deployment or ordering
         self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm, gate_bias)
         self.norm = nn.LayerNorm(width)
         self.corruption: Corruption = corruption
+        self.label_mode = label_mode
         self.token_noise = TokenNoise(noise_probability, token_noise)
         self.point_defects = PointDefects()
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
@@ -227,7 +253,8 @@ class Mamba3dAD(Detector):
         features = self._features(ordered)
         labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
         if self.corruption in ("features", "both"):
-            features, labels = self.generator(features)
+            shares = reduce(ordered.assignment, "b (l m) s -> b m s", "sum", m=centres.shape[1])
+            features, labels = self.generator(features, None if self.label_mode == "slot" else shares)
         if self.corruption != "features":
             labels = torch.maximum(labels, slot_labels(defective, ordered.assignment))
             # How much of the clouds is defective is known only now.
