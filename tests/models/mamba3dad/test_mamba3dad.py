@@ -77,6 +77,21 @@ def test_training_leaves_the_backbone_alone_bit_for_bit() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(free, model.gsas.parameters(), strict=True))
 
 
+def test_a_backbone_that_is_trained_gets_gradients_where_tokens_pass() -> None:
+    model = detector(train_backbone=True, blocks=(1, 2))
+    frozen = detector(blocks=(1, 2))
+    frozen.load_state_dict(model.state_dict())
+    torch.testing.assert_close(frozen.eval().score(b := clouds(200)).point_scores, model.eval().score(b).point_scores)
+    model.train().loss(clouds(200, 250))["loss"].backward()
+    trained = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.backbone.named_parameters() if p.grad is not None}
+    assert "encoder.first_conv.0.weight" in trained
+    assert not any(n.startswith("blocks.blocks.2") for n in trained)
+    for settings in ({"views": 3}, {"corruption": "tokens"}):
+        with pytest.raises(InputError, match="train_backbone"):
+            detector(train_backbone=True, **settings)
+
+
 def test_score_is_deterministic_finite_and_covers_every_point() -> None:
     model, batch = detector().eval(), clouds(200, 350)
     first, second = model.score(batch), model.score(batch)

@@ -216,3 +216,10 @@ class FrozenPointMAE(PointMAE):
     ) -> list[list[Float[Tensor, "B G D"]]]:
         """As `PointMAE.nested`, and `forward` through it, without a graph."""
         return super().nested(points, centres, sizes, blocks)
+
+    def thawed(self, depth: int) -> PointMAE:
+        """A copy that learns; of the blocks behind `depth`, which no token passes, nothing is trained."""
+        copy = PointMAE(self.size)
+        copy.load_state_dict(self.state_dict())
+        copy.blocks.blocks[depth:].requires_grad_(False)
+        return copy

@@ -64,6 +64,8 @@ class Mamba3dAD(Detector):
             [inferred]
         backbone_weights: `small`, pre-trained on procedural shapes, which come with the package; path of a published
             checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`. [ours]
+        train_backbone: train the backbone too, for the paper's ablation: fine-tuned or, with `random` weights, from
+            scratch. Its tokens are then computed at every step, and noise on them is refused. [paper: false]
         blocks: the transformer blocks whose tokens are used; None takes six spread evenly up to the last, or all where
             there are fewer: 2, 4, ..., 12 of 12. [inferred]
         num_groups: patches per cloud (M). [paper]
@@ -136,6 +138,7 @@ class Mamba3dAD(Detector):
         self,
         backbone_size: Size | None = None,
         backbone_weights: str = "small",
+        train_backbone: bool = False,
         blocks: Sequence[int] | None = None,
         num_groups: int = 256,
         group_size: int = 512,
@@ -199,7 +202,13 @@ class Mamba3dAD(Detector):
         self.augment = Augmentation(
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
+        if train_backbone and (views is not None or corruption == "tokens"):
+            raise InputError(
+                "train_backbone: its tokens change at every step; set views to null, and corruption to others"
+            )
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
+        if train_backbone:
+            self.backbone = self.backbone.thawed(max(blocks or [self.backbone.depth]))
         width, depth = self.backbone.width, self.backbone.depth
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
         self.standardise = corruption != "features" if standardise is None else standardise
@@ -296,7 +305,6 @@ class Mamba3dAD(Detector):
             torch.manual_seed(zlib.crc32(f"{self.views_seed.item()} {name} {number}".encode()))
             return self._altered(cloud, name)
 
-    @torch.no_grad()
     def _altered(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
         framed = self.sampler.frame(PointCloudBatch.pack([cloud], [name]))
         augmented, defective = self.augment(framed.clouds[0]), None
