@@ -201,7 +201,11 @@ class PointCloudDataModule(LightningDataModule):
         return self._loader(dataset, self.eval_batch_size)
 
     def _loader(
-        self, dataset: CloudDataset | ValidationDataset, batch_size: int, shuffle: bool = False, sampler: Sampler | None = None
+        self,
+        dataset: CloudDataset | ValidationDataset,
+        batch_size: int,
+        shuffle: bool = False,
+        sampler: Sampler[int] | None = None,
     ) -> DataLoader[Sample]:
         return DataLoader(
             dataset,

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from lightning.pytorch.trainer.states import TrainerFn
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError

@@ -51,7 +51,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
 
 
 def settings(config: Path) -> dict[str, str | None]:
-    """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of all that decides a result.
+    """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of what decides a result.
 
     Hashed are seed, model, data and trainer with every default, but not where files are written. Without the file both
     are None.
