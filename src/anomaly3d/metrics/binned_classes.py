@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -13,22 +13,24 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.binned import FPR_LIMIT, Bounded, binned_aupro, binned_auroc, binned_average_precision
 from anomaly3d.metrics.functional import checked
-from anomaly3d.metrics.grid import Grid, grid_of, ordered_key, regrid
+from anomaly3d.metrics.grid import CELLS, MOST, Grid
 
 STATE_BYTES = 64_000_000
 """What the histograms of all categories together may take."""
 _BYTES_PER_BIN = 24  # positives and negatives as int64, overlap as float64
 _MOST_BINS = 2**18  # more than the cache holds are three times slower to count in
-_CHUNK = 2**20  # scores at a time: temporaries stay in the cache
-_NONE = 2**32  # beyond every key
+_CHUNK = 2**17  # scores at a time: temporaries stay in the cache
 
 
 def bins_per_category(categories: int) -> int:
-    """The largest power of two within `STATE_BYTES`: 2^18 for up to 10 categories, 2^17 for 20, 2^16 for 40."""
-    affordable = STATE_BYTES // (_BYTES_PER_BIN * max(1, categories))
-    if affordable < 256:
+    """As many as `STATE_BYTES` affords: 262,144 for up to 10 categories, 65,983 for 40."""
+    affordable = (STATE_BYTES // max(1, categories) - CELLS) // _BYTES_PER_BIN
+    if affordable < CELLS:
         raise InputError(f"categories: {categories} are too many for histograms; evaluate them in several runs")
-    return min(_MOST_BINS, 2 ** (affordable.bit_length() - 1))
+    return min(_MOST_BINS, affordable)
+
+
+_COUNTS = ("positives", "negatives", "overlap")
 
 
 class Histograms(NamedTuple):
@@ -41,17 +43,20 @@ class Histograms(NamedTuple):
 
 
 class ScoreHistograms(Metric):
-    """Histograms of the anomalous and the normal scores of each category, on grids that follow the data's range.
+    """Histograms of the anomalous and the normal scores of each category, fine where the scores are.
 
-    Bins are those of `metrics/grid.py`. As the range grows the grid is coarsened, which moves counts exactly; before
-    processes are added up, all take the grid of the whole range. The result is that of one process given everything.
+    The grid (`metrics/grid.py`) covers every float. A cell that is met for the first time is cut into bins by its share
+    of the update, half by all normal and half by all anomalous scores in it; each update may use half of the bins that
+    are left. Before processes are added up, all take the coarser of their grids, so that every process gets the same
+    sums. The order of updates and their distribution over processes decide the grid, and move values within the bounds;
+    the order of the scores in an update changes nothing.
 
-    State: 24 bytes per bin and category, and no more under any amount of points; a gather holds that once per process
-    for a moment. Each sample must be given once: sums cannot be freed of repeats (see `Evaluator`).
+    State: 24 bytes per bin and 16 kB per category, under any amount of points; a gather holds that once per process for
+    a moment. Each sample must be given once: sums cannot be freed of repeats (see `Evaluator`).
 
     Args:
         categories: number of categories, each with its own histograms.
-        bins: per category, a power of two; by default what `bins_per_category` allows.
+        bins: per category, at least 16,384; by default what `bins_per_category` allows.
     """
 
     is_differentiable = False
@@ -60,24 +65,22 @@ class ScoreHistograms(Metric):
     positives: Int64[Tensor, "C bins"]
     negatives: Int64[Tensor, "C bins"]
     overlap: Float64[Tensor, "C bins"]
-    lowest: Int64[Tensor, " C"]
-    highest: Int64[Tensor, " C"]
+    level: Int8[Tensor, "C CELLS"]
 
     def __init__(self, categories: int = 1, bins: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bins = bins_per_category(categories) if bins is None else bins
-        if self.bins < 2 or self.bins & (self.bins - 1):
-            raise InputError(f"bins={self.bins}: give a power of two, 2 or more")
-        for name, dtype in (("positives", torch.int64), ("negatives", torch.int64), ("overlap", torch.float64)):
+        if self.bins < CELLS:
+            raise InputError(f"bins={self.bins}: give {CELLS} or more")
+        for name, dtype in zip(_COUNTS, (torch.int64, torch.int64, torch.float64), strict=True):
             self.add_state(name, torch.zeros(categories, self.bins, dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("lowest", torch.full((categories,), _NONE), dist_reduce_fx="min")
-        self.add_state("highest", torch.full((categories,), -_NONE), dist_reduce_fx="max")
+        self.add_state("level", torch.zeros(categories, CELLS, dtype=torch.int8), dist_reduce_fx="min")
 
     def update(
         self,
         scores: Float[Tensor, " N"],
         target: Bool[Tensor, " N"] | Int[Tensor, " N"],
-        overlap: Float64[Tensor, " P"] | None = None,
+        overlap: Float64[Tensor, " A"] | None = None,
         category: int = 0,
     ) -> None:
         """Add N scores of one category (any finite value, compared as float32) with their truth.
@@ -85,7 +88,7 @@ class ScoreHistograms(Metric):
         Args:
             scores: larger is more anomalous.
             target: 1 or true is an anomaly.
-            overlap: weight of each of the P anomalous samples for AUPRO, in order: 1 / (points of its region).
+            overlap: weight of each of the A anomalous samples for AUPRO, in order: 1 / (points of its region).
             category: which one.
 
         Raises ValueError as `ranking_metrics` does: shapes, types, NaN and infinite scores.
@@ -93,47 +96,61 @@ class ScoreHistograms(Metric):
         scores, target = checked(scores.detach().float(), target)
         if not len(scores):
             return
-        extremes = ordered_key(torch.stack(scores.aminmax())).long().to(self.lowest.device)
-        self._cover(category, int(extremes[0]), int(extremes[1]))
-        grid = self.grid(category)
-        for part, truth in zip(scores.split(_CHUNK), target.split(_CHUNK), strict=True):
-            index = (ordered_key(part) >> grid.shift) - grid.first
-            both = torch.bincount(index.add_(truth, alpha=self.bins), minlength=2 * self.bins).to(self.positives.device)
-            self.negatives[category] += both[: self.bins]
-            self.positives[category] += both[self.bins :]
+        scores, target = scores.to(self.positives.device), target.to(self.positives.device)
+        self._refine(category, scores, target)
+        grid = Grid(self.level[category])
+        negatives, positives = _counts(grid, scores, target, self.bins)
+        self.negatives[category] += negatives
+        self.positives[category] += positives
         if overlap is not None:
-            index = (ordered_key(scores[target]) >> grid.shift) - grid.first
-            self.overlap[category].index_add_(0, index.to(self.overlap.device), overlap.to(self.overlap))
+            self.overlap[category].index_add_(0, grid.index(scores[target]), overlap.to(self.overlap))
 
     def compute(self) -> Histograms:
         """Histograms and grids over all processes."""
-        grids = tuple(self.grid(category) for category in range(len(self.lowest)))
-        return Histograms(self.positives, self.negatives, self.overlap, grids)
+        return Histograms(self.positives, self.negatives, self.overlap, tuple(Grid(level) for level in self.level))
 
-    def grid(self, category: int = 0) -> Grid:
-        """The grid of a category; for one without scores that of the score 0."""
-        lowest, highest = int(self.lowest[category]), int(self.highest[category])
-        return grid_of(lowest, highest, self.bins) if lowest <= highest else Grid(0, 0)
+    def _refine(self, category: int, scores: Tensor, target: Tensor) -> None:
+        """Cut the cells that these scores are the first in."""
+        grid = Grid(self.level[category])
+        room = (self.bins - grid.bins) // 2
+        if not room:
+            return
+        parts = _counts(Grid(torch.zeros_like(grid.level)), scores, target, CELLS)
+        share = torch.stack([part / part.sum() for part in parts if part.any()]).mean(0)
+        free = (share > 0) & (grid.cell_counts(self.positives[category] + self.negatives[category]) == 0)
+        if free.any():
+            self._take(category, grid.refined(free, share, room))
 
-    def _cover(self, category: int, lowest: int, highest: int) -> None:
-        old = self.grid(category)
-        empty = bool(self.lowest[category] > self.highest[category])
-        self.lowest[category] = min(lowest, int(self.lowest[category]))
-        self.highest[category] = max(highest, int(self.highest[category]))
-        if not empty and (new := self.grid(category)) != old:
-            for state in (self.positives, self.negatives, self.overlap):
-                state[category] = regrid(state[category], old, new)
+    def _take(self, category: int, new: Grid) -> None:
+        """Change to another grid."""
+        old = Grid(self.level[category])
+        if torch.equal(old.level, new.level):
+            return
+        for name in _COUNTS:
+            state = getattr(self, name)
+            state[category] = old.move(state[category], new)
+        self.level[category] = new.level
 
     def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
         """One grid for all processes, then torchmetrics' sums."""
-        lowest = torch.stack(dist_sync_fn(self.lowest, process_group or self.process_group)).amin(0)
-        highest = torch.stack(dist_sync_fn(self.highest, process_group or self.process_group)).amax(0)
-        # Local states are put back after the sync: leave them as they are.
-        for name in ("positives", "negatives", "overlap", "lowest", "highest"):
+        for name in (*_COUNTS, "level"):  # local states are put back after the sync: leave them as they are
             setattr(self, name, getattr(self, name).clone())
-        for category in (lowest <= highest).nonzero().flatten().tolist():
-            self._cover(category, int(lowest[category]), int(highest[category]))
+        # A process does not mind how finely a cell is cut that it has nothing in.
+        counts = self.positives + self.negatives
+        used = torch.stack([Grid(level).cell_counts(row) > 0 for level, row in zip(self.level, counts, strict=True)])
+        wanted = torch.where(used, self.level, MOST + 1)
+        coarser = torch.stack(dist_sync_fn(wanted, process_group or self.process_group)).amin(0)
+        for category, level in enumerate(torch.where(coarser > MOST, 0, coarser)):
+            self._take(category, Grid(level.to(torch.int8)).shrunk(self.bins))
         super()._sync_dist(dist_sync_fn, process_group)
+
+
+def _counts(grid: Grid, scores: Tensor, target: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Normal and anomalous scores of each bin."""
+    counts = torch.zeros(2 * bins, dtype=torch.int64, device=scores.device)
+    for part, truth in zip(scores.split(_CHUNK), target.split(_CHUNK), strict=True):
+        counts += torch.bincount(grid.index(part).add_(truth, alpha=bins), minlength=2 * bins)
+    return counts[:bins], counts[bins:]
 
 
 class BinnedAUROC(ScoreHistograms):

@@ -190,7 +190,7 @@ class Evaluator(nn.Module):
                 "one device, or as many as there are clouds at most, or set exact_metrics"
             )
         columns = zip(states.positives, states.negatives, states.overlap, states.grids, strict=True)
-        return [PointPool(*counts, grid.edge, grid.shift == 0) for *counts, grid in columns]
+        return [PointPool(*counts, grid.edge, exact=False) for *counts, grid in columns]
 
     def _category(self, batch: PointCloudBatch) -> Int[Tensor, " B"]:
         known = len(self.category_names)
