@@ -63,7 +63,7 @@ def naive_row(clouds: list[dict], category: int) -> dict:
     regions = [
         c["point_scores"][c["mask"]].numpy()[region == r]
         for c in chosen
-        for region in [flood(c["xyz"].numpy(), c["mask"].numpy(), 4.0)]
+        for region in [flood(c["xyz"].numpy(), c["mask"].numpy(), 6.0)]
         for r in np.unique(region)
     ]
     single = [c for c in chosen if c["mask"].any() and not c["mask"].all()]

@@ -31,7 +31,7 @@ def random_grid(seed: int) -> Grid:
     return Grid(level)
 
 
-@given(st.lists(floats | st.floats(1, 1.03, width=32), min_size=1, max_size=50), st.integers(0, 3))
+@given(st.lists(floats | st.floats(1, 1.03125, width=32), min_size=1, max_size=50), st.integers(0, 3))
 def test_a_score_reaches_the_edge_of_its_bin_and_not_the_next(values, seed):
     grid = random_grid(seed)
     scores = torch.tensor(values, dtype=torch.float32)

@@ -141,7 +141,7 @@ def binned_f1_max(positives: Counts, negatives: Counts) -> F1Max:
     A threshold inside a bin reaches at most all its positives and none of its negatives, which gives `upper`.
     """
     p, q, tp, fp = _from_above(positives, negatives)
-    total = torch.where(q.sum(-1) > 0, p.sum(-1), torch.nan).unsqueeze(-1)
+    total = torch.where((p.sum(-1) > 0) & (q.sum(-1) > 0), p.sum(-1), torch.nan).unsqueeze(-1)
     f1 = 2 * (tp + p) / (tp + p + fp + q + total)
     upper = torch.where(p > 0, 2 * (tp + p) / (tp + p + fp + total), f1)
     highest = f1.shape[-1] - 1 - f1.flip(-1).argmax(-1)  # of equal ones the highest threshold
@@ -160,8 +160,8 @@ def precision_recall_f1(true_positives: int, false_positives: int, positives: in
 def _from_above(positives: Counts, negatives: Counts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p and q of each bin as float64, and the sums of each over the bins above."""
     p, q = positives.double(), negatives.double()
-    above = [part.flip(-1).cumsum(-1).flip(-1) - part for part in (p, q)]
-    return p, q, *above
+    tp, fp = (part.flip(-1).cumsum(-1).flip(-1) - part for part in (p, q))
+    return p, q, tp, fp
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class Evaluator(nn.Module):
         if isinstance(self.points, PointLists):
             self.points.update(score=scores, mask=mask, overlap=overlap)
         elif not repeat:
-            self.points.update(scores, mask, overlap, category)
+            self.points.update(scores, mask, overlap, category=category)
 
     def _histogram_pools(self, clouds: Clouds, keep: Int[Tensor, " c"]) -> list[PointPool]:
         assert isinstance(self.points, ScoreHistograms)
