@@ -103,7 +103,7 @@ def test_aupro_equals_a_loop_over_thresholds(seed: int, limit: float):
         torch.from_numpy(scores), torch.from_numpy(target), torch.from_numpy(1 / np.bincount(region)[region])
     )
     regions = [scores[target][region == r] for r in range(4)]
-    value = binned_aupro(bins.weight, bins.negatives, limit).value.item()
+    value = binned_aupro(bins.weight, bins.negatives, limit=limit).value.item()
     assert value == pytest.approx(naive_aupro(regions, scores[~target], limit), abs=1e-9)
 
 

@@ -238,6 +238,7 @@ def test_f1_and_the_operating_point_equal_sklearn(exact):
 def test_best_thresholds_are_over_all_categories():
     clouds = make_clouds()
     best = evaluate(clouds).best_thresholds
+    assert best is not None
     labels, scores = zip(*((c["label"], c["object_score"]) for c in clouds), strict=True)
     truth, points = (torch.cat([c[name] for c in clouds]).numpy() for name in ("mask", "point_scores"))
     for target, score, threshold in ((labels, np.array(scores), best.object), (truth, points, best.point)):

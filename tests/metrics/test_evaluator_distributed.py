@@ -64,7 +64,7 @@ def test_two_processes_equal_one(tmp_path):
         assert results.pop("metric") == pytest.approx(0.875)
         for name, result in results.items():
             columns = [*METRICS, "clouds", "regions", "p_auroc_per_cloud", "o_auroc_ci_low", "aupro_ci_high"]
-            got, wanted = result.to_frame()[columns], expected.to_frame()[columns]
+            got, wanted = (pd.DataFrame(r.to_frame(), columns=columns) for r in (result, expected))
             pd.testing.assert_frame_equal(got, wanted, rtol=1e-12, obj=name)
             assert result.category_accuracy == 1
         repeats = [results[name].repeats for name in shares()]

@@ -187,10 +187,12 @@ class Evaluator(nn.Module):
         if twice:
             raise InputError(
                 f"{twice} test clouds were given to more than one process, whose histograms count them twice; test on "
-                "one device, or as many as there are clouds at most, or set exact_metrics"
+                "one device, or set model.exact_metrics"
             )
-        columns = zip(states.positives, states.negatives, states.overlap, states.grids, strict=True)
-        return [PointPool(*counts, grid.edge, exact=False) for *counts, grid in columns]
+        return [
+            PointPool(states.positives[i], states.negatives[i], states.overlap[i], grid.edge, exact=False)
+            for i, grid in enumerate(states.grids)
+        ]
 
     def _category(self, batch: PointCloudBatch) -> Int[Tensor, " B"]:
         known = len(self.category_names)
