@@ -5,8 +5,8 @@
 Scores are float32 in (0, 1), the only range that torchmetrics does not transform: a normal deviate's probability, 2 %
 of them positive and shifted by one. They come in updates of a million. Each measurement has a process of its own.
 Seconds are wall and processor time of updates and computation, without the making of the scores, the best of the
-repeats each (on a shared machine compare processor time, with OMP_NUM_THREADS=1);
-memory is the process's peak beyond what imports and two updates need, the scores included where they are kept.
+repeats each (on a shared machine compare processor time, with OMP_NUM_THREADS=1); memory is the process's peak beyond
+what imports and two updates need, the scores included where they are kept.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def measure(name: str, points: int, positives: float, repeats: int) -> dict[str,
 def table(rows: list[tuple[int, str, dict[str, float]]]) -> str:
     """Markdown; differences are to scikit-learn where it ran, else to sorting."""
     lines = [
-        "| points | metric | seconds | CPU s | CPU, times ours | MiB | AUROC | AP | off AUROC | off AP | bound AUROC | bound AP |",
+        "| points | metric | seconds | CPU s | CPU, times ours | MiB | AUROC | AP | off AUROC | off AP "
+        "| bound AUROC | bound AP |",
         "|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for points, name, row in rows:
