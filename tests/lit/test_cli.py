@@ -64,13 +64,13 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert record["peak_memory_mib"] > 100
     made_by = torch.load(checkpoint, weights_only=True)["anomaly3d"]
     assert record["thresholds"] == made_by["thresholds"]
-    assert result["o_recall"].notna().all()
+    assert result["o_recall"].notna().to_numpy().all()
     assert set(result["config_sha256"]) == {record["config_sha256"]}
     for metric in METRICS:
-        assert (result[f"{metric}_ci_low"] <= result[f"{metric}_ci_high"]).all()
+        assert (result[f"{metric}_ci_low"] <= result[f"{metric}_ci_high"]).to_numpy().all()
         if metric not in ("o_auroc", "o_aupr"):
-            assert (result[f"{metric}_lower"] <= result[metric]).all()
-            assert (result[metric] <= result[f"{metric}_upper"]).all()
+            assert (result[f"{metric}_lower"] <= result[metric]).to_numpy().all()
+            assert (result[metric] <= result[f"{metric}_upper"]).to_numpy().all()
     assert (record_file.parent / "metrics.tex").read_text().startswith(r"\begin{table}")
     assert "flange" in capsys.readouterr().out
 
