@@ -85,7 +85,7 @@ class Table:
             caption_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
-            padding=(0, 1),
+            padding=(0, 1, 0, 0),  # nine columns of numbers fit into 80 characters
         )
         for i, column in enumerate(self.columns):
             # On a narrow terminal cells break between words, labels anywhere: nothing is cut off.
