@@ -132,7 +132,7 @@ def _bank(
     if standardise:
         standardiser.observe(torch.cat([cloud[None] for tokens in memory.values() for cloud in tokens]))
     banks = {category: standardiser(torch.cat(tokens)) for category, tokens in memory.items()}
-    scoring, evaluator = TokenScoring(), Evaluator(data.category_names)
+    scoring, evaluator = TokenScoring(), Evaluator(data.category_names, exact=True, replicates=0)
     loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
     for batch in track(loader, description=data.root.name, console=Console(stderr=True)):
         patches = sampler(batch)

@@ -242,3 +242,23 @@ def test_loaders_are_dataloaders(tmp_path: Path) -> None:
     module.setup(None)
     for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
         assert isinstance(loader, DataLoader)
+
+
+def test_processes_share_the_test_clouds_out_without_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = AnomalyShapeNet(write_anomaly_shapenet(tmp_path))
+    data.setup("test")
+    count = len(data.records("test"))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+
+    def shares(processes: int) -> list[list[int]]:
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+        found = []
+        for rank in range(processes):
+            monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+            found.append(list(data.test_dataloader().sampler))
+        return found
+
+    for processes in (2, 3, count):
+        assert sorted(index for share in shares(processes) for index in share) == list(range(count))
+    # Fewer clouds than processes: Lightning's sampler, which repeats some so that every process has one.
+    assert all(share == list(range(count)) for share in shares(count + 1))

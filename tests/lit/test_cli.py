@@ -17,7 +17,7 @@ from anomaly3d.__main__ import main
 from anomaly3d.data.io import read_cloud
 from anomaly3d.data.pcd import read_pcd, write_pcd
 
-METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr"]
+METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,24 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     record = json.loads(record_file.read_text())
     assert record["protocol"] == "strict"
     assert record["seed"] == 0
-    assert len(record["backbone_sha256"]) == 64
+    assert len(record["backbone_sha256"]) == len(record["config_sha256"]) == 64
+    assert record["backbone_weights"] == "random"
+    assert record["setting"] == "unified"
+    assert record["dataset"] == "parts"
+    assert {"farthest_point_sampling on cpu", "knn on cpu"} <= record["ops_backend"].keys()
+    assert record["train_seconds"] > 0
+    assert record["test_seconds"] > 0
+    assert record["peak_memory_mib"] > 100
+    made_by = torch.load(checkpoint, weights_only=True)["anomaly3d"]
+    assert record["thresholds"] == made_by["thresholds"]
+    assert result["o_recall"].notna().to_numpy().all()
+    assert set(result["config_sha256"]) == {record["config_sha256"]}
+    for metric in METRICS:
+        assert (result[f"{metric}_ci_low"] <= result[f"{metric}_ci_high"]).to_numpy().all()
+        if metric not in ("o_auroc", "o_aupr"):
+            assert (result[f"{metric}_lower"] <= result[metric]).to_numpy().all()
+            assert (result[metric] <= result[f"{metric}_upper"]).to_numpy().all()
+    assert (record_file.parent / "metrics.tex").read_text().startswith(r"\begin{table}")
     assert "flange" in capsys.readouterr().out
 
     main(["validate", *common])

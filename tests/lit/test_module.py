@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -16,6 +18,7 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.lit.callbacks import choose
 from anomaly3d.lit.module import AnomalyModule, warmup_cosine
+from anomaly3d.lit.record import settings
 from anomaly3d.models.base import Detector
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
@@ -78,6 +81,58 @@ def test_scoring_sees_no_truth_and_frozen_parameters_stay() -> None:
     assert detector.categories == ("thing",)
     assert module.result is not None
     assert module.result.rows[0].clouds == 4
+
+
+def test_thresholds_come_from_validation_and_training_is_timed() -> None:
+    module, data = AnomalyModule(Distance(), lr=0.1), Clouds("unused")
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=1, enable_progress_bar=False, num_sanity_val_steps=2, **settings)
+    trainer.fit(module, data)
+    assert module.result is not None
+    chosen = module.thresholds
+    assert chosen == module.result.best_thresholds is not None
+    assert math.isnan(module.result.rows[0].o_auroc_ci_low)  # no bootstrap at every epoch
+    assert 0 < module.train_seconds < 60
+
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    other = AnomalyModule(Distance())
+    other.trainer = trainer
+    other.on_load_checkpoint(checkpoint)
+    assert other.thresholds == chosen
+    assert other.train_seconds == module.train_seconds
+    del checkpoint["anomaly3d"]["thresholds"], checkpoint["anomaly3d"]["train_seconds"]  # as older versions wrote it
+    other.on_load_checkpoint(checkpoint)
+    assert other.thresholds is None
+
+    trainer.test(module, data, verbose=False)
+    assert module.thresholds == chosen
+    assert module.result.rows[0].o_recall >= 0
+    assert module.test_seconds > 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_tests_can_be_exact(exact: bool) -> None:
+    module = AnomalyModule(Distance(), exact_metrics=exact)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.test(module, Clouds("unused"), verbose=False)
+    assert module.result is not None
+    assert (module.result.best_thresholds is not None) == exact
+
+
+def test_the_hash_of_a_configuration_leaves_out_where_files_go(tmp_path: Path) -> None:
+    detector = {"class_path": "x.Y", "init_args": {"backbone_weights": "small"}}
+    values = {"seed_everything": 0, "model": {"detector": detector}, "data": {"root": "r"}, "ckpt_path": "a"}
+
+    def hashed(**trainer: Any) -> dict[str, str | None]:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**values, "trainer": trainer}))
+        return settings(tmp_path / "config.yaml")
+
+    one = hashed(max_epochs=3, logger={"save_dir": "a"})
+    assert one["backbone_weights"] == "small"
+    assert one == hashed(max_epochs=3, logger={"save_dir": "b"})
+    assert one != hashed(max_epochs=4, logger={"save_dir": "a"})
+    assert settings(tmp_path / "none.yaml") == {"backbone_weights": None, "config_sha256": None}
 
 
 def test_pictures_show_as_many_kinds_as_there_are() -> None:

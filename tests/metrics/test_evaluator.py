@@ -1,22 +1,26 @@
 import math
 import warnings
+from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from evaluator_cases import NAMES, assert_equals_naive, evaluate, make_batch, make_clouds, naive_row
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.evaluator import Evaluator
 from anomaly3d.metrics.records import stable_id
-from anomaly3d.metrics.result import METRICS
+from anomaly3d.metrics.result import METRICS, POINT_METRICS, Thresholds
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
+@pytest.mark.parametrize("exact", [True, False])  # the scores are integers, of which each has a bin of its own
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_equals_a_loop_over_categories_with_sklearn(batch_size):
+def test_equals_a_loop_over_categories_with_sklearn(batch_size, exact):
     clouds = make_clouds()
-    result = evaluate(clouds, batch_size)
+    result = evaluate(clouds, batch_size, exact)
     assert_equals_naive(result, clouds)
     rows = [naive_row(clouds, index) for index in range(len(NAMES))]
     assert result.mean == pytest.approx({m: np.mean([row[m] for row in rows]) for m in METRICS})
@@ -25,9 +29,9 @@ def test_equals_a_loop_over_categories_with_sklearn(batch_size):
 
 
 def test_frame_has_a_fixed_column_order():
-    columns = ["category", "o_auroc", "o_aupr", "p_auroc", "p_aupr", "clouds", "anomalous_clouds", "points"]
+    columns = ["category", "o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro", "clouds", "anomalous_clouds", "points"]
     frame = evaluate(make_clouds()).to_frame()
-    assert list(frame.columns) == columns
+    assert list(frame.columns)[: len(columns)] == columns
     assert list(frame.category) == list(NAMES)
 
 
@@ -39,13 +43,19 @@ def test_order_of_clouds_and_of_points_changes_nothing():
         cloud = clouds[index]
         order = torch.from_numpy(rng.permutation(len(cloud["mask"])))
         shuffled.append({**cloud, **{k: cloud[k][order] for k in ("xyz", "mask", "point_scores")}})
-    assert evaluate(shuffled).rows == evaluate(clouds).rows
+    for one, other in zip(evaluate(shuffled, replicates=50).rows, evaluate(clouds, replicates=50).rows, strict=True):
+        assert asdict(one) == pytest.approx(asdict(other), abs=1e-12, nan_ok=True)
 
 
-def test_repeated_clouds_count_once():
+def assert_same_rows(result, other):
+    pd.testing.assert_frame_equal(result.to_frame(), other.to_frame(), check_exact=True)  # NaN equals NaN
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_repeated_clouds_count_once(exact):
     clouds = make_clouds()
-    once, twice = evaluate(clouds), evaluate([*clouds, *clouds[3:12], clouds[0]])
-    assert twice.rows == once.rows
+    once, twice = (evaluate(given, exact=exact) for given in (clouds, [*clouds, *clouds[3:12], clouds[0]]))
+    assert_same_rows(twice, once)
     assert (once.repeats, twice.repeats) == (0, 10)
 
 
@@ -64,7 +74,9 @@ def test_without_labels_there_is_nothing_to_evaluate():
 
 def test_without_masks_only_object_metrics():
     clouds = make_clouds()
-    with pytest.warns(UserWarning, match=r"P-AUROC and P-AUPR undefined.*cup, chair, plier.*point mask") as record:
+    with pytest.warns(
+        UserWarning, match=r"P-AUROC, P-AUPR and AUPRO undefined.*cup, chair, plier.*point mask"
+    ) as record:
         result = evaluate(clouds, mask=False)
     assert len(record) == 1
     for index, row in enumerate(result.rows):
@@ -181,3 +193,82 @@ def test_ids_are_signed_64_bit_and_stable():
     ids = {stable_id(f"cloud{i}") for i in range(10_000)}
     assert len(ids) == 10_000
     assert min(ids) < 0 < max(ids) < 2**63
+
+
+def continuous(clouds):
+    """The same clouds with scores that no two points share."""
+    generator = torch.Generator().manual_seed(3)
+    return [{**c, "point_scores": c["point_scores"] + torch.rand(len(c["mask"]), generator=generator)} for c in clouds]
+
+
+def test_histograms_enclose_what_sorting_finds():
+    clouds = continuous(make_clouds(90))
+    exact, counted = evaluate(clouds), evaluate(clouds, exact=False)
+    for row, other in zip(exact.rows, counted.rows, strict=True):
+        assert (other.o_auroc, other.o_aupr, other.o_f1_max) == (row.o_auroc, row.o_aupr, row.o_f1_max)
+        for metric in POINT_METRICS:
+            low, high = getattr(other, f"{metric}_lower"), getattr(other, f"{metric}_upper")
+            assert low - 1e-12 <= getattr(row, metric) <= high + 1e-12
+            assert high - low < 0.01
+            assert getattr(row, f"{metric}_lower") == getattr(row, metric) == getattr(row, f"{metric}_upper")
+        assert other.p_f1_max == pytest.approx(row.p_f1_max, abs=0.01)
+        assert other.p_auroc_per_cloud == row.p_auroc_per_cloud
+        assert other.regions == row.regions
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_f1_and_the_operating_point_equal_sklearn(exact):
+    clouds = continuous(make_clouds())
+    evaluator = Evaluator(NAMES, exact=exact, thresholds=Thresholds(object=-2.5, point=6.0), replicates=0)
+    evaluator.update(*make_batch(clouds))
+    for index, row in enumerate(evaluator.compute().rows):
+        chosen = [c for c in clouds if c["category"] == index]
+        truths = [c["label"] for c in chosen], torch.cat([c["mask"] for c in chosen]).int().tolist()
+        scores = [c["object_score"] for c in chosen], torch.cat([c["point_scores"] for c in chosen]).tolist()
+        for level, truth, score, threshold in zip("op", truths, scores, (-2.5, 6.0), strict=True):
+            found = [getattr(row, f"{level}_{name}") for name in ("precision", "recall", "f1")]
+            alarm = np.array(score) >= threshold
+            assert found == pytest.approx(precision_recall_fscore_support(truth, alarm, average="binary")[:3])
+            best, at = getattr(row, f"{level}_f1_max"), getattr(row, f"{level}_f1_max_threshold")
+            assert f1_score(truth, np.array(score) >= at) == pytest.approx(best)
+            if exact or level == "o":
+                assert best == pytest.approx(max(f1_score(truth, np.array(score) >= t) for t in set(score)))
+
+
+def test_best_thresholds_are_over_all_categories():
+    clouds = make_clouds()
+    best = evaluate(clouds).best_thresholds
+    assert best is not None
+    labels, scores = zip(*((c["label"], c["object_score"]) for c in clouds), strict=True)
+    truth, points = (torch.cat([c[name] for c in clouds]).numpy() for name in ("mask", "point_scores"))
+    for target, score, threshold in ((labels, np.array(scores), best.object), (truth, points, best.point)):
+        every = [f1_score(target, score >= t) for t in np.unique(score)]
+        assert f1_score(target, score >= threshold) == pytest.approx(max(every))
+    assert evaluate(clouds, exact=False).best_thresholds is None
+    assert evaluate([c for c in clouds if not c["label"]]).best_thresholds is None
+
+
+def test_intervals_hold_their_values_and_need_both_labels():
+    clouds = [c for c in make_clouds() if c["category"] != 1 or c["label"] == 0]
+    for exact in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = evaluate(clouds, exact=exact, replicates=200)
+        cup, chair, _ = result.rows
+        for metric in METRICS:
+            low, high = cup.interval(metric)
+            assert 0 <= low < getattr(cup, metric) < high <= 1
+            assert np.isnan(chair.interval(metric)).all()
+            low, high = result.mean_interval(metric)
+            assert low < result.mean[metric] < high
+
+
+def test_a_cloud_that_two_processes_counted_is_refused():
+    evaluator = Evaluator(NAMES)
+    evaluator.update(*make_batch(make_clouds(6)))
+    other = Evaluator(NAMES)
+    other.update(*make_batch(make_clouds(6)[4:]))
+    for name in evaluator.records.kinds:  # what a gather does
+        getattr(evaluator.records, name).extend(getattr(other.records, name))
+    with pytest.raises(InputError, match="2 test clouds were given to more than one process"):
+        evaluator.compute()

@@ -15,6 +15,7 @@ from anomaly3d.report.comparison import (
     comparison_tables,
     write_comparison,
 )
+from anomaly3d.report.results_csv import read_results
 from anomaly3d.report.tables import evaluation_frame
 
 CATEGORIES = ["cup", "bed", "vase"]
@@ -72,9 +73,17 @@ def test_table_shows_percent_deviation_protocol_and_provenance():
     runs = make_runs()
     table = comparison_tables(runs, ["commit 12ab · torch 2.13"])[0].markdown()
     heading, body = parse(table)
-    assert heading == ["method", "setting", "protocol", "O-AUROC", "O-AUPR", "P-AUROC", "P-AUPR", "seeds"]
+    assert heading == ["method", "setting", "protocol", "O-AUROC", "O-AUPR", "P-AUROC", "P-AUPR", "AUPRO", "seeds"]
     mean, std = naive(runs, "mamba3dad", "per-category", "B-set", "p_aupr")
-    assert body[3] == ["mamba3dad", "per-category", "paper", *body[3][3:6], f"{100 * mean:.1f} ± {100 * std:.1f}", "3"]
+    assert body[3] == [
+        "mamba3dad",
+        "per-category",
+        "paper",
+        *body[3][3:6],
+        f"{100 * mean:.1f} ± {100 * std:.1f}",
+        body[3][7],
+        "3",
+    ]
     assert "Percent; mean over 3 of 3 categories, ± sample deviation over seeds." in table
     assert table.rstrip().endswith("commit 12ab · torch 2.13")
     assert "±" not in comparison_tables(make_runs((0,)))[0].markdown()
@@ -83,8 +92,10 @@ def test_table_shows_percent_deviation_protocol_and_provenance():
 def test_published_values_stand_in_columns_of_their_own():
     published = {"sedir": {"o_auroc": 81.0}, "mamba3dad": {}}
     table = comparison_tables(make_runs(), published=published)[0]
-    assert table.columns[-2:] == ["seeds", "O-AUROC published"]
-    assert [(row[0], row[-1]) for row in table.rows] == [("sedir", "81.0")] * 2 + [("mamba3dad", "")] * 2
+    assert table.columns[-3:] == ["seeds", "O-AUROC published", "O-AUROC difference"]
+    assert [(row[0], row[-2]) for row in table.rows] == [("sedir", "81.0")] * 2 + [("mamba3dad", "")] * 2
+    ours = [100 * naive(make_runs(), "sedir", s, "B-set", "o_auroc")[0] for s in ("unified", "per-category")]
+    assert [row[-1] for row in table.rows] == [*(f"{mean - 81:+.1f}" for mean in ours), "", ""]
     assert comparison_tables(make_runs())[0].columns[-1] == "seeds"
 
 
@@ -145,3 +156,46 @@ def test_bad_tables_of_runs_are_refused():
         compare(runs.drop(columns=["seed", "p_aupr"]))
     with pytest.raises(InputError, match="more than one row for method sedir, setting unified"):
         compare(pd.concat([runs, runs.iloc[:1]]))
+
+
+def with_intervals_and_clouds(runs: pd.DataFrame) -> pd.DataFrame:
+    ends = {f"{m}_ci_{end}": runs[m] + shift for m in METRICS for end, shift in (("low", -0.06), ("high", 0.03))}
+    return runs.assign(**ends, clouds=24, anomalous_clouds=14)
+
+
+def test_intervals_and_clouds_are_carried_along(tmp_path):
+    runs = with_intervals_and_clouds(make_runs(datasets=("A-set",)))
+    table = compare(runs)
+    assert set(table.clouds) == {3 * 24}
+    assert set(table.anomalous_clouds) == {3 * 14}
+    # Three independent categories with equal intervals: those of the mean are sqrt(3) times narrower.
+    for low, mean, high in zip(table.o_aupr_ci_low, table.o_aupr_mean, table.o_aupr_ci_high, strict=True):
+        assert (mean - low, high - mean) == pytest.approx((0.06 / math.sqrt(3), 0.03 / math.sqrt(3)))
+    cells = compare_categories(runs)
+    assert set(cells.clouds) == {24}
+    np.testing.assert_allclose(cells.aupro_ci_low, cells.aupro_mean - 0.06)
+
+    heading, body = parse(comparison_tables(runs)[0].markdown())
+    low, high = table.o_auroc_ci_low[0], table.o_auroc_ci_high[0]
+    assert body[0][heading.index("O-AUROC 95 %")] == f"{100 * low:.1f} – {100 * high:.1f}"
+    by_category = category_tables(runs, "o_aupr")[0].rows[0][1]
+    assert by_category.endswith(f" [{100 * cells.o_aupr_ci_low[0]:.1f} – {100 * cells.o_aupr_ci_high[0]:.1f}]")
+
+    csv = next(path for path in write_comparison(runs, tmp_path) if path.name == "comparison_by_category.csv")
+    scores = [entry for entry in read_results([csv]) if entry.metric == "o_auroc"]
+    assert scores[0].clouds == dict.fromkeys(CATEGORIES, (10, 14))
+
+
+def test_runs_of_older_versions_have_no_aupro_and_no_intervals():
+    runs = make_runs((0,)).drop(columns="aupro")
+    heading, body = parse(comparison_tables(runs)[0].markdown())
+    assert {row[heading.index("AUPRO")] for row in body} == {"–"}
+    assert "O-AUROC 95 %" not in heading
+    assert set(compare(runs).categories) == {3}
+
+
+def test_latex_stands_beside_markdown(tmp_path):
+    write_comparison(make_runs(), tmp_path)
+    text = (tmp_path / "comparison.tex").read_text(encoding="utf-8")
+    assert text.count(r"\begin{table}") == 2
+    assert text.count("$\\pm$") == 2 * 4 * len(METRICS) + 2  # every cell, and once in each caption

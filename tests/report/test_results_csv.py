@@ -43,10 +43,10 @@ def test_a_summary_holds_means(tmp_path):
 
 
 def test_a_tests_own_table_has_test_clouds(tmp_path):
-    cup = CategoryResult("cup", 2 / 3, 0.75, 0.5, 0.25, 18, 12, 1)
-    bed = CategoryResult("bed", 0.5, 1.0, 0.5, 0.5, 3, 3, 1)
+    cup = CategoryResult("cup", 2 / 3, 0.75, 0.5, 0.25, 0.5, 18, 12, 1)
+    bed = CategoryResult("bed", 0.5, 1.0, 0.5, 0.5, 0.5, 3, 3, 1)
     provenance = {"method": "SeDiR", "protocol": "strict", "seed": 3}
-    csv, _ = write_evaluation(EvaluationResult((cup, bed)), provenance, tmp_path)
+    csv, *_ = write_evaluation(EvaluationResult((cup, bed)), provenance, tmp_path)
     scores = read_results([csv])[0]
     assert (scores.dataset, scores.setting, scores.method) == ("", "strict, seed 3", "SeDiR")
     assert scores.cells["cup"] == Printed(666666667, 9)

@@ -37,7 +37,7 @@ def compare(
 
     Args:
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
-        output: folder of the results: `comparison.md`, `.csv`, `heatmaps.png`, and `runs/`.
+        output: folder of the results: `comparison.md`, `.csv`, `.tex`, `heatmaps.png`, and `runs/`.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0].
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.

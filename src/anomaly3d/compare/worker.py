@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import lightning as L
@@ -59,20 +58,14 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     assert isinstance(module, AnomalyModule)
     assert isinstance(data, PointCloudDataModule)
     last = folder / "checkpoints" / "last.ckpt"
-    started = time.perf_counter()
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-    trained = time.perf_counter()
     trainer.test(module, data, verbose=False)
-    tested = time.perf_counter()
     log = Path(trainer.log_dir or folder)
     record = json.loads((log / "test" / "record.json").read_text())
     record |= {
         "log": str(log.relative_to(folder)),
         "fingerprint": fingerprint,
-        "dataset": data.root.name,
         "command": shlex.join(["anomaly3d", "fit", *arguments]),
-        "train_seconds": round(trained - started, 1),
-        "test_seconds": round(tested - trained, 1),
     }
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
 

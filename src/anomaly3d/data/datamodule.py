@@ -6,8 +6,10 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import torch.distributed as dist
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Sampler
 
 from anomaly3d.data.dataset import CloudDataset, CloudReader, OnMismatch, Sample, collate
 from anomaly3d.data.index import (
@@ -185,8 +187,13 @@ class PointCloudDataModule(LightningDataModule):
         return self._loader(dataset, self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The test clouds in sorted order, with label and mask."""
-        return self._loader(CloudDataset(self.records("test"), self.category_names, self.reader), self.eval_batch_size)
+        """The test clouds in sorted order, with label and mask; processes share them out without repeats."""
+        dataset = CloudDataset(self.records("test"), self.category_names, self.reader)
+        # Lightning's own choice repeats clouds until the shares are even. Uneven ones are safe, as `test` runs without
+        # the wrapper that talks at every batch, but each process must have one.
+        shared = dist.is_available() and dist.is_initialized() and len(dataset) >= dist.get_world_size()
+        sampler = UnrepeatedDistributedSampler(dataset, shuffle=False) if shared else None
+        return self._loader(dataset, self.eval_batch_size, sampler=sampler)
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The clouds to predict, without masks."""
@@ -194,12 +201,17 @@ class PointCloudDataModule(LightningDataModule):
         return self._loader(dataset, self.eval_batch_size)
 
     def _loader(
-        self, dataset: CloudDataset | ValidationDataset, batch_size: int, shuffle: bool = False
+        self,
+        dataset: CloudDataset | ValidationDataset,
+        batch_size: int,
+        shuffle: bool = False,
+        sampler: Sampler[int] | None = None,
     ) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
+            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +19,25 @@ from rich.console import Console
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.lit.module import AnomalyModule
-from anomaly3d.lit.record import provenance
+from anomaly3d.lit.record import provenance, settings
 from anomaly3d.report.files import write_text
 from anomaly3d.report.tables import evaluation_table, write_evaluation
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+_SHOWN = ("method", "split", "setting", "protocol", "seed", "backbone_sha256", "git_commit")
+"""What stands under the table."""
+_IN_ROWS = (
+    *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
+    *("ops_backend", "versions", "git_commit", "config_sha256", "train_seconds", "test_seconds"),
+    *("peak_memory_mib", "peak_gpu_memory_mib", "device"),
+)
+"""What every row of the CSV carries."""
 
 
 class ResultTable(Callback):
     """Prints the table of a test or validation run; writes it to the log folder with the record of the run.
 
-    `metrics.csv` and `metrics.md` hold the table, `record.json` everything `provenance` knows.
+    `metrics.csv`, `metrics.md` and `metrics.tex` hold the table, `record.json` everything that is known of the run.
     """
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -44,19 +54,18 @@ class ResultTable(Callback):
         log_dir = trainer.log_dir  # a broadcast: every rank has to ask
         if not trainer.is_global_zero or module.result is None:
             return
-        record = {"split": split, **provenance(module.detector)}
-        shown = {
-            name: record[name] for name in ("method", "split", "protocol", "seed", "backbone_sha256", "git_commit")
-        }
+        config = settings(Path(log_dir or "") / "config.yaml")
+        record = {"split": split, **run_facts(trainer, module), **provenance(module.detector), **config}
+        shown = {name: record[name] for name in _SHOWN}
         Console().print(evaluation_table(module.result, shown).console())
         if log_dir is None:
             return
         folder = Path(log_dir) / split
-        csv, _ = write_evaluation(module.result, shown, folder)
+        csv = write_evaluation(module.result, shown, folder, {name: _cell(record[name]) for name in _IN_ROWS})[0]
         # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
         record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
-        print(f"written: {csv}, metrics.md and record.json beside it")
+        print(f"written: {csv}, metrics.md, metrics.tex and record.json beside it")
 
 
 class PointScores(Callback):
@@ -164,6 +173,23 @@ class PredictionFiles(Callback):
         table = self.folder / f"objects{rank}.csv"
         pd.DataFrame(self.rows).sort_values("object_score", ascending=False).to_csv(table, index=False)
         print(f"written: {table}, with point scores and coloured clouds beside it")
+
+
+def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
+    """Data set, setting, thresholds and wall times of a run."""
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "dataset": data.root.name,
+        "setting": "per-category" if len(data.category_names) == 1 else "unified",
+        "thresholds": None if module.thresholds is None else asdict(module.thresholds),
+        "train_seconds": round(module.train_seconds, 1),
+        "test_seconds": round(module.test_seconds, 1),
+    }
+
+
+def _cell(value: Any) -> Any:
+    """A mapping as the text of one cell."""
+    return "; ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else value
 
 
 def choose(records: list[CloudRecord], count: int) -> list[str]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError
+from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
+from anomaly3d.metrics.result import Thresholds
 from anomaly3d.models.base import Detector
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
@@ -21,7 +26,8 @@ class AnomalyModule(L.LightningModule):
     """Trains and evaluates a detector.
 
     AdamW with linear warm-up and cosine decay to zero, stepped every batch. Training ends with the last
-    checkpoint; nothing is chosen on test data.
+    checkpoint; nothing is chosen on test data. Each validation during training chooses the thresholds of largest F1 on
+    its clouds, made from training clouds; checkpoints carry them, and a test reports precision and recall there.
 
     Args:
         detector: the model; frozen parameters are left out of the optimizer.
@@ -30,6 +36,13 @@ class AnomalyModule(L.LightningModule):
         betas: of AdamW [Mamba3dAD].
         warmup_epochs: length of the warm-up [Mamba3dAD: 2; SeDiR: none].
         warmup_lr: learning rate at which the warm-up starts [Mamba3dAD].
+        exact_metrics: keep every point of a test and sort, instead of counting into histograms of fixed size whose
+            error is bounded and reported (`metrics/evaluator.py`). Validation is exact in any case.
+
+    Attributes:
+        thresholds: of the last validation during training; None if there was none.
+        train_seconds: wall time of training so far, over all its parts.
+        test_seconds: wall time from the first batch of the last evaluation to its result.
     """
 
     def __init__(
@@ -40,6 +53,7 @@ class AnomalyModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_epochs: float = 0,
         warmup_lr: float = 1e-5,
+        exact_metrics: bool = False,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -48,6 +62,11 @@ class AnomalyModule(L.LightningModule):
         self.betas = betas
         self.warmup_epochs = warmup_epochs
         self.warmup_lr = warmup_lr
+        self.exact_metrics = exact_metrics
+        self.thresholds: Thresholds | None = None
+        self.train_seconds = self.test_seconds = 0.0
+        self._fit_started: float | None = None
+        self._evaluation_started = 0.0
         self.evaluator: Evaluator | None = None
         self.result: EvaluationResult | None = None
 
@@ -68,6 +87,14 @@ class AnomalyModule(L.LightningModule):
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total, self.warmup_lr / self.lr))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._fit_started = time.perf_counter()
+
+    def on_fit_end(self) -> None:
+        """Stop the clock."""
+        self.train_seconds, self._fit_started = self._trained_for(), None
+
     # -- training ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
@@ -86,12 +113,12 @@ class AnomalyModule(L.LightningModule):
         return self.detector.score(batch.without_truth())
 
     def on_validation_epoch_start(self) -> None:
-        """A fresh evaluator."""
-        self._start_evaluation()
+        """A fresh evaluator: exact, as the sampler that Lightning gives validation repeats clouds under `ddp`."""
+        self._start_evaluation(exact=True)
 
     def on_test_epoch_start(self) -> None:
         """A fresh evaluator."""
-        self._start_evaluation()
+        self._start_evaluation(exact=self.exact_metrics)
 
     def validation_step(self, batch: PointCloudBatch, batch_idx: int) -> None:
         """Score a batch of the validation split (training clouds with synthetic defects)."""
@@ -108,13 +135,23 @@ class AnomalyModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the macro means of the validation split."""
         self._finish_evaluation("val")
+        assert self.result is not None
+        if self._fitting and not self.trainer.sanity_checking:
+            self.thresholds = self.result.best_thresholds
 
     def on_test_epoch_end(self) -> None:
         """Log the macro means of the test split."""
         self._finish_evaluation("test")
 
-    def _start_evaluation(self) -> None:
-        self.evaluator = Evaluator(self._data.category_names, self.detector.categories).to(self.device)
+    def _start_evaluation(self, exact: bool) -> None:
+        self._evaluation_started = time.perf_counter()
+        self.evaluator = Evaluator(
+            self._data.category_names,
+            self.detector.categories,
+            exact,
+            thresholds=None if self._fitting else self.thresholds,
+            replicates=0 if self._fitting else REPLICATES,
+        ).to(self.device)
 
     def _evaluate(self, batch: PointCloudBatch) -> AnomalyPrediction:
         assert self.evaluator is not None
@@ -127,6 +164,7 @@ class AnomalyModule(L.LightningModule):
         self.result = self.evaluator.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in self.result.mean.items() if not math.isnan(value)})
         self.evaluator = None
+        self.test_seconds = time.perf_counter() - self._evaluation_started
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -135,6 +173,8 @@ class AnomalyModule(L.LightningModule):
         checkpoint["anomaly3d"] = {
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
+            "thresholds": None if self.thresholds is None else asdict(self.thresholds),
+            "train_seconds": self._trained_for(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,6 +194,9 @@ class AnomalyModule(L.LightningModule):
                 "give the configuration it was trained with"
             )
         self.detector.configure(made_by["categories"])
+        # Checkpoints of older versions have neither.
+        self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None
+        self.train_seconds = made_by.get("train_seconds", 0.0)
         expected, found = self.state_dict(), checkpoint["state_dict"]
         wrong = [k for k in expected if k not in found or found[k].shape != expected[k].shape]
         wrong += [k for k in found if k not in expected]
@@ -162,6 +205,13 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: a {ours} with other settings ({len(wrong)} weights differ, the first: {wrong[0]}); "
                 "give the configuration it was trained with (config.yaml in its log folder)"
             )
+
+    def _trained_for(self) -> float:
+        return self.train_seconds + (0.0 if self._fit_started is None else time.perf_counter() - self._fit_started)
+
+    @property
+    def _fitting(self) -> bool:
+        return self.trainer.state.fn == TrainerFn.FITTING
 
     @property
     def _data(self) -> PointCloudDataModule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import resource
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from anomaly3d.models.backbones.point_mae import PointMAE
 from anomaly3d.models.backbones.weights import weights_hash
 from anomaly3d.models.base import Detector
+from anomaly3d.ops.backend import CHOSEN
 
+_NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+"""Settings of the trainer that say where files go and what is shown."""
 _PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
 
 
@@ -34,11 +40,31 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in detector.parameters()),
         "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "ops_backend": dict(CHOSEN),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "git_commit": git_commit(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
+    }
+
+
+def settings(config: Path) -> dict[str, str | None]:
+    """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of what decides a result.
+
+    Hashed are seed, model, data and trainer with every default, but not where files are written. Without the file both
+    are None.
+    """
+    if not config.is_file():
+        return {"backbone_weights": None, "config_sha256": None}
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    trainer = {name: value for name, value in values["trainer"].items() if name not in _NO_RESULT}
+    decisive = {**{name: values[name] for name in ("seed_everything", "model", "data")}, "trainer": trainer}
+    detector = values["model"]["detector"].get("init_args") or {}
+    return {
+        "backbone_weights": detector.get("backbone_weights"),
+        "config_sha256": hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
     }
 
 

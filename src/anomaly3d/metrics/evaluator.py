@@ -5,38 +5,65 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchmetrics.utilities import rank_zero_warn
 
 from anomaly3d.errors import InputError
-from anomaly3d.metrics.functional import all_finite, ranking_metrics
-from anomaly3d.metrics.records import CloudRecords, Clouds, stable_id
-from anomaly3d.metrics.result import CategoryResult, EvaluationResult
+from anomaly3d.metrics.binned import binned_f1_max, tied_bins
+from anomaly3d.metrics.binned_classes import ScoreHistograms
+from anomaly3d.metrics.bootstrap import REPLICATES
+from anomaly3d.metrics.category_metrics import PointPool, category_result
+from anomaly3d.metrics.cloud_summary import NOTHING, CloudSummary, summarise
+from anomaly3d.metrics.functional import all_finite
+from anomaly3d.metrics.records import CloudPoints, CloudRecords, Clouds, PointLists, stable_id
+from anomaly3d.metrics.result import EvaluationResult, Thresholds
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+_NO_POINTS: CloudPoints = (torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.float64))
 
 
 class Evaluator(nn.Module):
-    """Object and point level AUROC and AUPR per category, with their macro mean.
+    """Object and point level metrics per category, with their macro mean.
 
     Object metrics rank the clouds of a category by object score. Point metrics pool all points of all its clouds, the
     normal ones included. Scores are compared as float32 and never transformed. Under distributed data parallel every
     process calls `compute` and gets the result over all clouds, each counted once.
 
-    States take 5 bytes per point and live on the module's device; `reset` frees them.
+    Points go into histograms of fixed size (64 MB for all categories); the bounds on the error stand in the result. An
+    exact evaluation keeps and sorts them instead (5 bytes per point, gathered over processes).
+
+    A distributed sampler pads its shares with repeated clouds. A cloud that a process has met is not counted again. One
+    that two processes met is dropped once by an exact evaluation; a sum of histograms cannot be freed of it, so
+    `compute` raises, and the data module's test loader shares clouds out without repeats [ours].
 
     Args:
         category_names: the data module's categories, which `batch.category` indexes.
         training_categories: the names that `prediction.category_logits` is over; the same as `category_names` if
             not given.
+        exact: keep the points instead of counting them.
+        thresholds: of the operating point, chosen without test data; without them it is left out.
+        replicates: of the bootstrap over clouds; 0 leaves the confidence intervals out.
     """
 
-    def __init__(self, category_names: Sequence[str], training_categories: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        category_names: Sequence[str],
+        training_categories: Sequence[str] | None = None,
+        exact: bool = False,
+        thresholds: Thresholds | None = None,
+        replicates: int = REPLICATES,
+    ) -> None:
         super().__init__()
         self.category_names = tuple(category_names)
         self.training_categories = self.category_names if training_categories is None else tuple(training_categories)
+        self.thresholds = thresholds
+        self.replicates = replicates
         self.records = CloudRecords()
+        self.points = PointLists() if exact else ScoreHistograms(len(self.category_names), compute_with_cache=False)
+        self._met: set[int] = set()
         self._warned: set[tuple[str, str]] = set()
 
     @torch.no_grad()
@@ -54,17 +81,31 @@ class Evaluator(nn.Module):
             )
         category = self._category(batch)
         _check_scores(prediction, batch)
+        ids = [stable_id(name) for name in batch.sample_id]
+        again = [cloud_id in self._met or cloud_id in ids[:index] for index, cloud_id in enumerate(ids)]
+        self._met.update(ids)
         points = batch.offsets.diff()
-        truth = {} if batch.mask is None else {"point_score": prediction.point_scores, "point_mask": batch.mask}
+        if batch.mask is None:
+            summaries = [NOTHING] * len(batch)
+            self._add_points(prediction.point_scores[:0].float(), torch.empty(0, dtype=torch.bool), NOTHING, 0, False)
+        else:
+            summaries = self._add_clouds(prediction, batch, category, again)
+        with_truth = torch.zeros_like(points) if batch.mask is None else points
         self.records.update(
-            cloud_id=torch.tensor([stable_id(name) for name in batch.sample_id], dtype=torch.int64),
+            cloud_id=torch.tensor(ids, dtype=torch.int64),
             category=category,
             label=batch.label,
             points=points,
-            points_with_truth=points if truth else torch.zeros_like(points),
+            points_with_truth=with_truth,
+            anomalous_points=torch.tensor([len(summary.overlap) for summary in summaries]),
+            pooled=torch.tensor([not repeat for repeat in again]) & (with_truth > 0).cpu(),
             category_hit=self._category_hit(prediction, category),
             object_score=prediction.object_scores,
-            **truth,
+            regions=torch.tensor([summary.regions for summary in summaries]),
+            auroc=torch.tensor([summary.auroc for summary in summaries], dtype=torch.float64),
+            true_alarms=torch.tensor([summary.true_alarms for summary in summaries]),
+            false_alarms=torch.tensor([summary.false_alarms for summary in summaries]),
+            sketches=torch.from_numpy(np.stack([summary.sketches for summary in summaries])).flatten(),
         )
 
     def compute(self) -> EvaluationResult:
@@ -74,17 +115,25 @@ class Evaluator(nn.Module):
         anomalous ones, or (point metrics) clouds without mask.
 
         Raises:
-            InputError: two different clouds have the same sample id.
+            InputError: two different clouds have the same sample id, or two processes were given the same cloud and
+                their histograms count it twice.
         """
         clouds = self.records.clouds()
         first = clouds.first_occurrence()
         self._check_repeats(clouds, first)
         keep = (first == torch.arange(len(first), device=first.device)).nonzero().flatten()
-        # Category by category, so that no second copy of all points is made.
-        of_category = clouds.category[keep]
+        of_category = [keep[clouds.category[keep] == index] for index in range(len(self.category_names))]
+        best = None
+        if isinstance(self.points, PointLists):
+            parts = self.points.split(clouds)
+            # Category by category, so that no second copy of all points is made.
+            pools = (_sorted_pool([parts[i] for i in chosen.tolist()]) for chosen in of_category)
+            best = _best_thresholds(clouds.select(keep), [parts[i] for i in keep.tolist()])
+        else:
+            pools = self._histogram_pools(clouds, keep)
         outcomes = [
-            _category_result(name, clouds.select(keep[of_category == index]))
-            for index, name in enumerate(self.category_names)
+            category_result(name, clouds.select(chosen), pool, self.thresholds, self.replicates)
+            for name, chosen, pool in zip(self.category_names, of_category, pools, strict=True)
         ]
         rows = tuple(row for row, _ in outcomes)
         hit = clouds.category_hit[keep]
@@ -94,11 +143,56 @@ class Evaluator(nn.Module):
             notes=self._notes({row.category: reasons for row, reasons in outcomes}),
             category_accuracy=hit.double().mean().item() if len(hit) else None,
             repeats=len(clouds) - len(keep),
+            best_thresholds=best,
         )
 
     def reset(self) -> None:
         """Forget all clouds."""
         self.records.reset()
+        self.points.reset()
+        self._met.clear()
+
+    def _add_clouds(
+        self, prediction: AnomalyPrediction, batch: PointCloudBatch, category: Int[Tensor, " B"], again: list[bool]
+    ) -> list[CloudSummary]:
+        """Pool the points of the clouds; what is kept of each besides."""
+        assert batch.mask is not None
+        threshold = None if self.thresholds is None else self.thresholds.point
+        scores, masks = batch.split(prediction.point_scores.float()), batch.split(batch.mask)
+        clouds = zip(scores, masks, batch.clouds(), category.tolist(), again, strict=True)
+        summaries = []
+        for score, mask, xyz, index, repeat in clouds:
+            summaries.append(summarise(score.cpu().numpy(), mask.cpu().numpy(), xyz.cpu().numpy(), threshold))
+            self._add_points(score, mask, summaries[-1], index, repeat)
+        return summaries
+
+    def _add_points(
+        self,
+        scores: Float[Tensor, " N"],
+        mask: Bool[Tensor, " N"],
+        summary: CloudSummary,
+        category: int,
+        repeat: bool,
+    ) -> None:
+        overlap = torch.from_numpy(summary.overlap)
+        if isinstance(self.points, PointLists):
+            self.points.update(score=scores, mask=mask, overlap=overlap)
+        elif not repeat:
+            self.points.update(scores, mask, overlap, category=category)
+
+    def _histogram_pools(self, clouds: Clouds, keep: Int[Tensor, " c"]) -> list[PointPool]:
+        assert isinstance(self.points, ScoreHistograms)
+        states = self.points.compute()
+        twice = int(clouds.pooled.sum()) - int((clouds.points_with_truth[keep] > 0).sum())
+        if twice:
+            raise InputError(
+                f"{twice} test clouds were given to more than one process, whose histograms count them twice; test on "
+                "one device, or set model.exact_metrics"
+            )
+        return [
+            PointPool(states.positives[i], states.negatives[i], states.overlap[i], grid.edge, exact=False)
+            for i, grid in enumerate(states.grids)
+        ]
 
     def _category(self, batch: PointCloudBatch) -> Int[Tensor, " B"]:
         known = len(self.category_names)
@@ -167,36 +261,17 @@ def _check_scores(prediction: AnomalyPrediction, batch: PointCloudBatch) -> None
     raise ValueError(f"scores that are NaN or infinite cannot be ranked; clouds: {', '.join(bad)}")
 
 
-def _category_result(name: str, clouds: Clouds) -> tuple[CategoryResult, dict[str, str]]:
-    """Metrics of one category's clouds, and for each undefined pair of metrics the reason."""
-    label = clouds.label.bool()
-    of_objects = ranking_metrics(clouds.object_score, label)
-    # Without the truth of every cloud, the pool of points would not be the category's.
-    complete = bool((clouds.points_with_truth == clouds.points).all())
-    pool = slice(None if complete else 0)
-    mask = clouds.point_mask[pool]
-    of_points = ranking_metrics(clouds.point_score[pool], mask)
-    undefined = {
-        "O-AUROC and O-AUPR": _one_class(label, "cloud"),
-        "P-AUROC and P-AUPR": _one_class(mask, "point") if complete else "not every cloud has a point mask",
-    }
-    row = CategoryResult(
-        category=name,
-        o_auroc=of_objects.auroc.item(),
-        o_aupr=of_objects.average_precision.item(),
-        p_auroc=of_points.auroc.item(),
-        p_aupr=of_points.average_precision.item(),
-        clouds=len(clouds),
-        anomalous_clouds=int(label.sum()),
-        points=int(clouds.points.sum()),
-    )
-    return row, {metrics: reason for metrics, reason in undefined.items() if reason}
+def _sorted_pool(parts: list[CloudPoints]) -> PointPool:
+    """Of the points of some clouds, a bin for each distinct score."""
+    scores, mask, overlap = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else _NO_POINTS
+    bins = tied_bins(scores, mask, overlap)
+    return PointPool(bins.positives, bins.negatives, bins.weight, lambda index: bins.scores[index].item(), True)
 
 
-def _one_class(truth: Tensor, what: str) -> str | None:
-    """Why a ranking metric does not exist for this truth, or None."""
-    if not len(truth):
-        return f"no {what}"
-    if truth.all():
-        return f"every {what} is anomalous"
-    return None if truth.any() else f"every {what} is normal"
+def _best_thresholds(clouds: Clouds, parts: list[CloudPoints]) -> Thresholds | None:
+    """Thresholds of the largest F1 over the clouds and the points of all categories; None where one is undefined."""
+    objects, points = tied_bins(clouds.object_score, clouds.label), _sorted_pool(parts)
+    best = [binned_f1_max(bins.positives, bins.negatives) for bins in (objects, points)]
+    if any(one.value.isnan() for one in best):
+        return None
+    return Thresholds(objects.scores[best[0].bin].item(), points.edge(int(best[1].bin)))

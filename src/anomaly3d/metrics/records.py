@@ -1,14 +1,15 @@
-"""What the evaluator remembers of every cloud and point, gathered over processes."""
+"""What the evaluator remembers of every cloud, gathered over processes; and, in exact evaluations, of every point."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from anomaly3d.metrics.sketch import QUANTILES
 from anomaly3d.metrics.states import ListStateMetric
 
 _CLOUD_STATES = {
@@ -16,11 +17,22 @@ _CLOUD_STATES = {
     "category": torch.int64,
     "label": torch.int64,
     "points": torch.int64,
-    "points_with_truth": torch.int64,  # all of a cloud's points or none: how many of the point entries are its own
+    "points_with_truth": torch.int64,  # all of a cloud's points or none
+    "anomalous_points": torch.int64,
+    "pooled": torch.int64,  # 1 where this process has added the points to its histograms or lists
     "category_hit": torch.int64,  # 1 right, 0 wrong, -1 not asked
     "object_score": torch.float32,
+    "regions": torch.int64,
+    "auroc": torch.float64,
+    "true_alarms": torch.int64,
+    "false_alarms": torch.int64,
+    "sketches": torch.float32,  # 3 x QUANTILES a cloud
 }
-_POINT_STATES = {"point_score": torch.float32, "point_mask": torch.bool}
+_POINT_STATES = {"score": torch.float32, "mask": torch.bool, "overlap": torch.float64}
+
+
+CloudPoints = tuple[Float[Tensor, " N"], Bool[Tensor, " N"], Float64[Tensor, " A"]]
+"""Scores and truth of a cloud's points, and the overlap weights of the anomalous ones."""
 
 
 def stable_id(sample_id: str) -> int:
@@ -30,31 +42,29 @@ def stable_id(sample_id: str) -> int:
 
 @dataclass(frozen=True)
 class Clouds:
-    """C clouds, those with point truth followed by their points in `point_score` and `point_mask`."""
+    """C clouds; fields as in `CloudSummary` and `CloudRecords`."""
 
     cloud_id: Int[Tensor, " C"]
     category: Int[Tensor, " C"]
     label: Int[Tensor, " C"]
     points: Int[Tensor, " C"]
     points_with_truth: Int[Tensor, " C"]
+    anomalous_points: Int[Tensor, " C"]
+    pooled: Int[Tensor, " C"]
     category_hit: Int[Tensor, " C"]
     object_score: Float[Tensor, " C"]
-    point_score: Float[Tensor, " P"]
-    point_mask: Bool[Tensor, " P"]
+    regions: Int[Tensor, " C"]
+    auroc: Float64[Tensor, " C"]
+    true_alarms: Int[Tensor, " C"]
+    false_alarms: Int[Tensor, " C"]
+    sketches: Float[Tensor, "C 3 Q"]
 
     def __len__(self) -> int:
         return len(self.cloud_id)
 
     def select(self, index: Int[Tensor, " c"]) -> Clouds:
-        """The clouds at these positions, with their points."""
-        sizes = self.points_with_truth.tolist()
-        scores, masks = self.point_score.split(sizes), self.point_mask.split(sizes)
-        chosen = index.tolist()
-        return Clouds(
-            **{name: getattr(self, name)[index] for name in _CLOUD_STATES},
-            point_score=torch.cat([self.point_score[:0], *(scores[i] for i in chosen)]),
-            point_mask=torch.cat([self.point_mask[:0], *(masks[i] for i in chosen)]),
-        )
+        """The clouds at these positions."""
+        return Clouds(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def first_occurrence(self) -> Int[Tensor, " C"]:
         """For each cloud the position of the first one with its id: its own, unless it is a repeat."""
@@ -63,24 +73,52 @@ class Clouds:
         return torch.full_like(position, len(self)).scatter_reduce(0, group, position, "amin")[group]
 
 
-class CloudRecords(ListStateMetric):
-    """List states of clouds and points; `compute` gathers them, repeats included. 5 bytes per point."""
+class _Records(ListStateMetric):
+    """List states by name; `compute` gathers them, repeats included."""
 
     full_state_update = False
+    kinds: dict[str, torch.dtype]
 
     def __init__(self) -> None:
         super().__init__(compute_with_cache=False)
-        for name, dtype in (_CLOUD_STATES | _POINT_STATES).items():
+        for name, dtype in self.kinds.items():
             self.add_list_state(name, dtype)
 
     def update(self, **pieces: Tensor) -> None:
-        """Add one piece to each state; the point states may be left out where there is no point truth."""
+        """Add one piece to each state."""
         self.append(**pieces)
 
     def compute(self) -> dict[str, Tensor]:
-        """The gathered states by name (torchmetrics turns states of one element into scalars)."""
-        return {name: self.concatenated(name) for name in _CLOUD_STATES | _POINT_STATES}
+        """The gathered states by name, in the order of ranks; to be called by every process."""
+        return {name: self.concatenated(name) for name in self.kinds}
+
+
+class CloudRecords(_Records):
+    """States of clouds: 6 kB each, most of it quantiles for the bootstrap."""
+
+    kinds = _CLOUD_STATES
 
     def clouds(self) -> Clouds:
-        """All clouds of all processes, in the order of ranks; to be called by every process."""
-        return Clouds(**{name: state.reshape(-1) for name, state in self.compute().items()})
+        """All clouds of all processes."""
+        states = {name: state.reshape(-1) for name, state in self.compute().items()}  # torchmetrics makes scalars
+        states["sketches"] = states["sketches"].reshape(-1, 3, QUANTILES)
+        return Clouds(**states)
+
+
+class PointLists(_Records):
+    """States of points, of one cloud after the other: 5 bytes each, and 8 more for an anomalous one."""
+
+    kinds = _POINT_STATES
+
+    def split(self, clouds: Clouds) -> list[CloudPoints]:
+        """The points of each of the clouds, which are those of `CloudRecords.clouds`."""
+        states = {name: state.reshape(-1) for name, state in self.compute().items()}
+        points, anomalous = clouds.points_with_truth.tolist(), clouds.anomalous_points.tolist()
+        return list(
+            zip(
+                states["score"].split(points),
+                states["mask"].split(points),
+                states["overlap"].split(anomalous),
+                strict=True,
+            )
+        )

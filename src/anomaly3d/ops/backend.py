@@ -40,9 +40,14 @@ def check_backend(operation: str, backend: str, known: Sequence[str]) -> None:
         raise InputError(f"{operation} has no backend {backend!r}: use auto or one of {', '.join(known)}")
 
 
+CHOSEN: dict[str, str] = {}
+"""What `auto` has picked in this process, by operation and device type, for the record of a run."""
+
+
 @cache
 def log_choice(operation: str, backend: str, device: str) -> None:
-    """Log what `auto` picked, once per operation, backend and device type in a process."""
+    """Log and keep what `auto` picked, once per operation, backend and device type in a process."""
+    CHOSEN[f"{operation} on {device}"] = backend
     _log.info("%s on %s: backend %s", operation, device, backend)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly3d.errors import InputError
-from anomaly3d.metrics.result import METRICS
+from anomaly3d.metrics.result import METRICS, mean_interval
 from anomaly3d.report.files import write_text
-from anomaly3d.report.tables import HEADINGS, Table, percent
+from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,10 @@ Published = Mapping[str, Mapping[str, float]]
 """What papers report, in percent: method -> metric -> value."""
 
 _GROUP = ["dataset", "protocol", "method", "setting"]
+_CLOUDS = ["clouds", "anomalous_clouds"]
+_ENDS = [f"{metric}_ci_{end}" for metric in METRICS for end in ("low", "high")]
+_OPTIONAL = ["aupro", *_ENDS, *_CLOUDS]
+"""Columns that the records of older versions lack."""
 
 
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
@@ -26,25 +31,35 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         runs: one row per run and category, with the columns method, setting, dataset, seed, protocol, category,
-            o_auroc, o_aupr, p_auroc, p_aupr (fractions; NaN where undefined); further columns are ignored.
+            o_auroc, o_aupr, p_auroc, p_aupr (fractions; NaN where undefined) and, where the runs have them, aupro,
+            each metric's `_ci_low` and `_ci_high`, clouds and anomalous_clouds; further columns are ignored.
 
     Returns:
         One row per group in order of appearance: the four names, `seeds`, `categories` (the fewest that a metric of
-        a seed is a mean over) and each metric's `_mean` and `_std`. The mean over categories is taken per seed;
-        mean and sample deviation (NaN for one seed) are over seeds.
+        a seed is a mean over), each metric's `_mean`, `_std`, `_ci_low` and `_ci_high`, and the test clouds of a seed.
+        The mean over categories is taken per seed; mean and sample deviation (NaN for one seed) are over seeds. The
+        95 % interval is of the draw of test clouds, which seeds share, so its ends are means over seeds; deviation and
+        interval are of different causes, and neither holds the other.
 
     Raises:
         InputError: a column is missing, or a category occurs twice in one run.
     """
-    by_seed: Any = _checked(runs).groupby([*_GROUP, "seed"], sort=False)[list(METRICS)]
-    count = by_seed.count()
+    runs = _checked(runs)
+    by_seed: Any = runs.groupby([*_GROUP, "seed"], sort=False)
+    count = by_seed[list(METRICS)].count()
     fewest = count.where(count > 0).min(axis=1).rename("categories").reset_index()
-    means = _over_seeds(by_seed.mean().reset_index(), _GROUP)
+    per_seed = by_seed[list(METRICS)].mean()
+    for metric in METRICS:
+        ends = [_mean_interval(rows, metric) for _, rows in by_seed]
+        per_seed[[f"{metric}_ci_low", f"{metric}_ci_high"]] = ends
+    for name in _CLOUDS:
+        per_seed[name] = by_seed[name].sum(min_count=1)
+    means = _over_seeds(per_seed.reset_index(), _GROUP)
     return means.merge(fewest.groupby(_GROUP, sort=False, as_index=False)["categories"].min(), on=_GROUP)
 
 
 def compare_categories(runs: pd.DataFrame) -> pd.DataFrame:
-    """Like `compare` with one row per category: long form, mean and deviation over seeds."""
+    """Like `compare` with one row per category: long form, mean, deviation and interval over seeds, test clouds."""
     return _over_seeds(_checked(runs), [*_GROUP, "category"])
 
 
@@ -53,7 +68,8 @@ def comparison_tables(
 ) -> list[Table]:
     """One table per data set: rows are method, setting and protocol, columns the metrics' means over categories.
 
-    Metrics that have `published` values get a column of them: on the paper's data, whatever data these runs had.
+    O-AUROC, over few clouds the least certain, has its 95 % interval beside it. Metrics that have `published` values
+    get a column of them, on the paper's data, whatever data these runs had, and one of ours minus theirs.
     """
     published = published or {}
     reported = [m for m in METRICS if any(m in values for values in published.values())]
@@ -64,6 +80,9 @@ def comparison_tables(
         total = categories[dataset]
         deviation = ", ± sample deviation over seeds" if any(row["seeds"] > 1 for row in rows) else ""
         footer = [f"Percent; mean over {most:.0f} of {total} categories{deviation}."]
+        with_intervals = any(row["o_auroc_interval"] for row in rows)
+        if with_intervals:
+            footer.append("95 %: interval of the mean, by bootstrap over the test clouds of each category.")
         footer += [
             f"{row['method']} ({row['setting']}, {row['protocol']}) has a mean over {row['categories']:.0f} categories "
             "only, which is not comparable with the others."
@@ -74,24 +93,29 @@ def comparison_tables(
             [
                 *(str(row[name]) for name in ("method", "setting", "protocol")),
                 *map(row.get, METRICS),
+                *([row["o_auroc_interval"]] if with_intervals else []),
                 str(row["seeds"]),
-                *(_published(published.get(row["method"], {}).get(m)) for m in reported),
+                *(cell for m in reported for cell in _published(row, m, published.get(row["method"], {}).get(m))),
             ]
             for row in rows
         ]
-        columns = ["method", "setting", "protocol", *HEADINGS.values(), "seeds"]
-        columns += [f"{HEADINGS[m]} published" for m in reported]
+        columns = ["method", "setting", "protocol", *HEADINGS.values()]
+        columns += ["O-AUROC 95 %"] if with_intervals else []
+        columns += ["seeds", *(f"{HEADINGS[m]} {what}" for m in reported for what in ("published", "difference"))]
         tables.append(Table(columns, cells, labels=3, footer=[*footer, *provenance], title=dataset))
     return tables
 
 
 def category_tables(runs: pd.DataFrame, metric: str, provenance: Sequence[str] = ()) -> list[Table]:
-    """One table of one metric per data set: rows are categories, columns what is compared, means at the foot."""
+    """One table of one metric per data set: rows are categories, columns what is compared, means at the foot.
+
+    Behind a number stands its 95 % interval, where the runs have one.
+    """
     cells = _by_dataset(compare_categories(runs))
     tables = []
     for dataset, means in _by_dataset(compare(runs)).items():
         contenders = [tuple(row[name] for name in _GROUP) for row in means]
-        value = {(*(row[name] for name in _GROUP), row["category"]): row[metric] for row in cells[dataset]}
+        value = {(*(row[name] for name in _GROUP), row["category"]): _cell(row, metric) for row in cells[dataset]}
         categories = dict.fromkeys(row["category"] for row in cells[dataset])
         tables.append(
             Table(
@@ -100,8 +124,13 @@ def category_tables(runs: pd.DataFrame, metric: str, provenance: Sequence[str] =
                     *(f"{method} ({setting}, {protocol})" for _, protocol, method, setting in contenders),
                 ],
                 rows=[[str(name), *(value.get((*c, name), "") for c in contenders)] for name in categories],
-                summary=[["mean", *(row[metric] for row in means)]],
-                footer=["Percent.", *provenance],
+                summary=[["mean", *(_cell(row, metric) for row in means)]],
+                footer=[
+                    "Percent; in brackets the 95 % interval by bootstrap over test clouds."
+                    if any(row[f"{metric}_interval"] for row in means)
+                    else "Percent.",
+                    *provenance,
+                ],
                 title=f"{dataset}: {HEADINGS[metric]}",
             )
         )
@@ -111,46 +140,69 @@ def category_tables(runs: pd.DataFrame, metric: str, provenance: Sequence[str] =
 def write_comparison(
     runs: pd.DataFrame, directory: Path | str, provenance: Sequence[str] = (), published: Published | None = None
 ) -> list[Path]:
-    """Write the comparison as `comparison.{csv,md}` and `comparison_by_category.{csv,md}`; returns the paths.
+    """Write the comparison as `comparison.{csv,md,tex}` and `comparison_by_category.{csv,md,tex}`; returns the paths.
 
     `provenance` lines (versions, commit, device) stand under every table.
     """
     directory = Path(directory)
     by_category = [table for metric in METRICS for table in category_tables(runs, metric, provenance)]
+    tables = comparison_tables(runs, provenance, published)
     texts = {
         "comparison.csv": compare(runs).to_csv(index=False),
-        "comparison.md": "\n".join(table.markdown() for table in comparison_tables(runs, provenance, published)),
+        "comparison.md": "\n".join(table.markdown() for table in tables),
+        "comparison.tex": "\n".join(table.latex() for table in tables),
         "comparison_by_category.csv": compare_categories(runs).to_csv(index=False),
         "comparison_by_category.md": "\n".join(table.markdown() for table in by_category),
+        "comparison_by_category.tex": "\n".join(table.latex() for table in by_category),
     }
     return [write_text(directory / name, text) for name, text in texts.items()]
 
 
 def _checked(runs: pd.DataFrame) -> pd.DataFrame:
     key = [*RUN_COLUMNS, "category"]
-    if missing := [column for column in (*key, *METRICS) if column not in runs.columns]:
+    if missing := [column for column in (*key, *METRICS) if column not in (*runs.columns, *_OPTIONAL)]:
         raise InputError(f"the table of runs lacks the columns {', '.join(missing)}")
     twice = runs[runs.duplicated(key)]
     if len(twice):
         run = ", ".join(f"{name} {twice.iloc[0][name]}" for name in key)
         raise InputError(f"the table of runs has more than one row for {run}; remove the outdated one")
-    return runs
+    return runs.reindex(columns=[*runs.columns, *(name for name in _OPTIONAL if name not in runs.columns)])
 
 
-def _published(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _published(row: Mapping[str, Any], metric: str, value: float | None) -> tuple[str, str]:
+    """A published value in percent, and ours minus it."""
+    if value is None:
+        return "", ""
+    difference = 100 * row[f"{metric}_mean"] - value
+    return f"{value:.1f}", "–" if math.isnan(difference) else f"{difference:+.1f}"
+
+
+def _cell(row: Mapping[str, Any], metric: str) -> str:
+    interval = row[f"{metric}_interval"]
+    return f"{row[metric]} [{interval}]" if interval else row[metric]
+
+
+def _mean_interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
+    """Of the mean over one run's categories."""
+    defined = rows[rows[metric].notna()]
+    ends = zip(defined[f"{metric}_ci_low"], defined[f"{metric}_ci_high"], strict=True)
+    return mean_interval(list(defined[metric]), list(ends))
 
 
 def _over_seeds(runs: pd.DataFrame, group: list[str]) -> pd.DataFrame:
     statistics = {f"{m}_{name}": (m, name) for m in METRICS for name in ("mean", "std")}
+    statistics |= {end: (end, "mean") for end in _ENDS} | {name: (name, "max") for name in _CLOUDS}
     grouped: Any = runs.groupby(group, sort=False)
-    return grouped.agg(seeds=("seed", "nunique"), **statistics).reset_index()
+    table = grouped.agg(seeds=("seed", "nunique"), **statistics).reset_index()
+    return table.astype({name: "int64" for name in _CLOUDS if table[name].notna().all()})  # else empty, and float
 
 
 def _by_dataset(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Rows of `compare` or `compare_categories` per data set, with every metric as the text of its cell."""
+    """Rows of `compare` or `compare_categories` per data set, with every metric and interval as text of its own."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_dict("records"):
         cells = {m: percent(row[f"{m}_mean"], row[f"{m}_std"]) for m in METRICS}
+        for m in METRICS:
+            cells[f"{m}_interval"] = percent_interval((row[f"{m}_ci_low"], row[f"{m}_ci_high"]))
         rows.setdefault(str(row["dataset"]), []).append({**row, **cells})
     return rows

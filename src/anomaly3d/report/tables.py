@@ -1,7 +1,7 @@
-"""Tables of one evaluation: CSV to compute with, Markdown and console to read.
+"""Tables of one evaluation: CSV to compute with, Markdown, LaTeX and console to read.
 
 CSV holds fractions in full precision, one row per category and no mean row, so that files of several runs can be
-joined; what a person reads is in percent with one decimal.
+joined; what a person reads is in percent with one decimal. CSV has every metric, the other forms the main ones.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly3d.errors import InputError
-from anomaly3d.metrics.result import METRICS, CategoryResult, EvaluationResult
+from anomaly3d.metrics.result import METRICS, POINT_METRICS, CategoryResult, EvaluationResult
 from anomaly3d.report.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table as RichTable
 
-HEADINGS = {"o_auroc": "O-AUROC", "o_aupr": "O-AUPR", "p_auroc": "P-AUROC", "p_aupr": "P-AUPR"}
+HEADINGS = {"o_auroc": "O-AUROC", "o_aupr": "O-AUPR", "p_auroc": "P-AUROC", "p_aupr": "P-AUPR", "aupro": "AUPRO"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,27 @@ class Table:
         footer = [line for text in self.footer for line in ("", text)]
         return "\n".join([*heading, *lines, *footer]) + "\n"
 
+    def latex(self) -> str:
+        """A `table` with booktabs' rules (`\\usepackage{booktabs}`); the footer is its caption."""
+        body = [*self.rows, *(["\\midrule"] if self.summary else []), *self.summary]
+        lines = [row if isinstance(row, str) else f"{' & '.join(map(_tex, row))} \\\\" for row in body]
+        caption = " ".join(_tex(text) for text in [*([f"{self.title}."] if self.title else []), *self.footer])
+        return "\n".join(
+            [
+                "\\begin{table}",
+                f"\\caption{{{caption}}}",
+                "\\centering",
+                f"\\begin{{tabular}}{{{'l' * self.labels}{'r' * (len(self.columns) - self.labels)}}}",
+                "\\toprule",
+                f"{' & '.join(map(_tex, self.columns))} \\\\",
+                "\\midrule",
+                *lines,
+                "\\bottomrule",
+                "\\end{tabular}",
+                "\\end{table}\n",
+            ]
+        )
+
     def console(self) -> RichTable:
         """The same cells for a terminal."""
         from rich.box import SIMPLE_HEAD
@@ -64,7 +85,7 @@ class Table:
             caption_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
-            padding=(0, 1),
+            padding=(0, 1, 0, 0),  # nine columns of numbers fit into 80 characters
         )
         for i, column in enumerate(self.columns):
             # On a narrow terminal cells break between words, labels anywhere: nothing is cut off.
@@ -98,6 +119,11 @@ def percent(mean: float, std: float = math.nan) -> str:
     return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
+def percent_interval(interval: tuple[float, float]) -> str:
+    """An interval of fractions in percent, `51.2 - 70.9` with an en dash; empty without one."""
+    return "" if any(map(math.isnan, interval)) else " – ".join(f"{100 * end:.1f}" for end in interval)
+
+
 def provenance_line(provenance: Mapping[str, object]) -> str:
     """Where numbers come from, in one line: `method sedir · setting unified · seed 0`."""
     return " · ".join(f"{key.replace('_', ' ')} {value}" for key, value in provenance.items())
@@ -117,11 +143,12 @@ def evaluation_frame(result: EvaluationResult, provenance: Mapping[str, object])
 
 
 def evaluation_table(result: EvaluationResult, provenance: Mapping[str, object]) -> Table:
-    """Rows are categories, with the macro mean under them."""
+    """Rows are categories, with the macro mean and its 95 % interval under them; further metrics in the footer."""
     counts = ("clouds", "anomalous_clouds", "points")
     mean, undefined = result.mean, result.undefined
     totals = [f"{sum(getattr(row, name) for row in result.rows):,}" for name in counts]
     footer = [provenance_line(provenance)] if provenance else []
+    footer += _further(result)
     if result.category_accuracy is not None:
         footer.append(f"Category accuracy {percent(result.category_accuracy)} %.")
     if any(undefined.values()):
@@ -131,9 +158,47 @@ def evaluation_table(result: EvaluationResult, provenance: Mapping[str, object])
     return Table(
         columns=["category", *HEADINGS.values(), *(name.replace("_", " ") for name in counts)],
         rows=[_category_cells(row) for row in result.rows],
-        summary=[["mean", *(percent(mean[m]) for m in METRICS), *totals]],
+        summary=[["mean", *(percent(mean[m]) for m in METRICS), *totals], *_interval_row(result)],
         footer=footer,
     )
+
+
+def _interval_row(result: EvaluationResult) -> list[list[str]]:
+    cells = [percent_interval(result.mean_interval(m)) for m in METRICS]
+    return [["95 % interval", *cells, "", "", ""]] if any(cells) else []
+
+
+def _further(result: EvaluationResult) -> list[str]:
+    """Means of the metrics that have no column, a sentence each."""
+    lines = []
+    if any(row.p_auroc_upper > row.p_auroc_lower for row in result.rows):
+        worst = {m: max(_largest_error(row, m) for row in result.rows) for m in POINT_METRICS}
+        errors = ", ".join(f"{HEADINGS[m]} {100 * error:.2g}" for m, error in worst.items())
+        lines.append(f"Point metrics from histograms; certain bounds on their error, at most: {errors}.")
+    if not math.isnan(result.mean_of("o_f1_max")):
+        lines.append(
+            f"Largest F1 of any threshold: clouds {percent(result.mean_of('o_f1_max'))}, points "
+            f"{percent(result.mean_of('p_f1_max'))}. Mean P-AUROC of single clouds: "
+            f"{percent(result.mean_of('p_auroc_per_cloud'))}."
+        )
+    for level, what in (("o", "clouds"), ("p", "points")):
+        precision, recall, f1 = (result.mean_of(f"{level}_{name}") for name in ("precision", "recall", "f1"))
+        if not math.isnan(recall):
+            cells = f"precision {percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
+            lines.append(f"At the threshold that the validation clouds chose, {what}: {cells}.")
+    return lines
+
+
+def _largest_error(row: CategoryResult, metric: str) -> float:
+    value, lower, upper = (getattr(row, f"{metric}{end}") for end in ("", "_lower", "_upper"))
+    return 0.0 if math.isnan(value) else max(value - lower, upper - value)
+
+
+def _tex(text: str) -> str:
+    """Text with LaTeX's own characters escaped."""
+    for character in "&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("–", "--").replace("±", "$\\pm$").replace("·", "$\\cdot$")
 
 
 def _category_cells(row: CategoryResult) -> list[str]:
@@ -142,9 +207,20 @@ def _category_cells(row: CategoryResult) -> list[str]:
 
 
 def write_evaluation(
-    result: EvaluationResult, provenance: Mapping[str, object], directory: Path | str
-) -> tuple[Path, Path]:
-    """Write `metrics.csv` and `metrics.md` into `directory`; returns both paths."""
+    result: EvaluationResult,
+    provenance: Mapping[str, object],
+    directory: Path | str,
+    columns: Mapping[str, object] | None = None,
+) -> tuple[Path, Path, Path]:
+    """Write `metrics.csv`, `metrics.md` and `metrics.tex` into `directory`; returns the three paths.
+
+    `provenance` stands under the table, `columns` (the same if not given) in every row of the CSV.
+    """
     directory = Path(directory)
-    csv = write_text(directory / "metrics.csv", evaluation_frame(result, provenance).to_csv(index=False))
-    return csv, write_text(directory / "metrics.md", evaluation_table(result, provenance).markdown())
+    rows = evaluation_frame(result, provenance if columns is None else columns)
+    table = evaluation_table(result, provenance)
+    return (
+        write_text(directory / "metrics.csv", rows.to_csv(index=False)),
+        write_text(directory / "metrics.md", table.markdown()),
+        write_text(directory / "metrics.tex", table.latex()),
+    )

@@ -1,0 +1,224 @@
+"""Ranking metrics in fixed memory as torchmetrics classes: states are histograms, added up over processes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from anomaly3d.errors import InputError
+from anomaly3d.metrics.binned import FPR_LIMIT, Bounded, binned_aupro, binned_auroc, binned_average_precision
+from anomaly3d.metrics.functional import checked
+from anomaly3d.metrics.grid import CELLS, MOST, Grid
+
+STATE_BYTES = 64_000_000
+"""What the histograms of all categories together may take."""
+_BYTES_PER_BIN = 24  # positives and negatives as int64, overlap as float64
+_MOST_BINS = 2**18  # more than the cache holds are three times slower to count in
+_CHUNK = 2**17  # scores at a time: temporaries stay in the cache
+
+
+def bins_per_category(categories: int) -> int:
+    """As many as `STATE_BYTES` affords: 262,144 for up to 10 categories, 65,983 for 40."""
+    affordable = (STATE_BYTES // max(1, categories) - CELLS) // _BYTES_PER_BIN
+    if affordable < CELLS:
+        raise InputError(f"categories: {categories} are too many for histograms; evaluate them in several runs")
+    return min(_MOST_BINS, affordable)
+
+
+_COUNTS = ("positives", "negatives", "overlap")
+
+
+class Histograms(NamedTuple):
+    """What `ScoreHistograms` has counted, and the grid of each category."""
+
+    positives: Int64[Tensor, "C bins"]
+    negatives: Int64[Tensor, "C bins"]
+    overlap: Float64[Tensor, "C bins"]
+    grids: tuple[Grid, ...]
+
+
+class ScoreHistograms(Metric):
+    """Histograms of the anomalous and the normal scores of each category, fine where the scores are.
+
+    The grid (`metrics/grid.py`) covers every float. A cell that is met for the first time is cut into bins by its share
+    of the update, half by all normal and half by all anomalous scores in it; each update may use half of the bins that
+    are left. Before processes are added up, all take the coarser of their grids, so that every process gets the same
+    sums. The order of updates and their distribution over processes decide the grid, and move values within the bounds;
+    the order of the scores in an update changes nothing.
+
+    State: 24 bytes per bin and 16 kB per category, under any amount of points; a gather holds that once per process for
+    a moment. Each sample must be given once: sums cannot be freed of repeats (see `Evaluator`).
+
+    Args:
+        categories: number of categories, each with its own histograms.
+        bins: per category, at least 16,384; by default what `bins_per_category` allows.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    positives: Int64[Tensor, "C bins"]
+    negatives: Int64[Tensor, "C bins"]
+    overlap: Float64[Tensor, "C bins"]
+    level: Int8[Tensor, "C CELLS"]
+
+    def __init__(self, categories: int = 1, bins: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bins = bins_per_category(categories) if bins is None else bins
+        if self.bins < CELLS:
+            raise InputError(f"bins={self.bins}: give {CELLS} or more")
+        for name, dtype in zip(_COUNTS, (torch.int64, torch.int64, torch.float64), strict=True):
+            self.add_state(name, torch.zeros(categories, self.bins, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("level", torch.zeros(categories, CELLS, dtype=torch.int8), dist_reduce_fx="min")
+
+    def update(
+        self,
+        scores: Float[Tensor, " N"],
+        target: Bool[Tensor, " N"] | Int[Tensor, " N"],
+        overlap: Float64[Tensor, " A"] | None = None,
+        category: int = 0,
+    ) -> None:
+        """Add N scores of one category (any finite value, compared as float32) with their truth.
+
+        Args:
+            scores: larger is more anomalous.
+            target: 1 or true is an anomaly.
+            overlap: weight of each of the A anomalous samples for AUPRO, in order: 1 / (points of its region).
+            category: which one.
+
+        Raises ValueError as `ranking_metrics` does: shapes, types, NaN and infinite scores.
+        """
+        scores, target = checked(scores.detach().float(), target)
+        if not len(scores):
+            return
+        scores, target = scores.to(self.positives.device), target.to(self.positives.device)
+        self._refine(category, scores, target)
+        grid = Grid(self.level[category])
+        negatives, positives = _counts(grid, scores, target, self.bins)
+        self.negatives[category] += negatives
+        self.positives[category] += positives
+        if overlap is not None:
+            self.overlap[category].index_add_(0, grid.index(scores[target]), overlap.to(self.overlap))
+
+    def compute(self) -> Histograms:
+        """Histograms and grids over all processes."""
+        return Histograms(self.positives, self.negatives, self.overlap, tuple(Grid(level) for level in self.level))
+
+    def _refine(self, category: int, scores: Tensor, target: Tensor) -> None:
+        """Cut the cells that these scores are the first in."""
+        grid = Grid(self.level[category])
+        room = (self.bins - grid.bins) // 2
+        if not room:
+            return
+        parts = _counts(Grid(torch.zeros_like(grid.level)), scores, target, CELLS)
+        share = torch.stack([part / part.sum() for part in parts if part.any()]).mean(0)
+        free = (share > 0) & (grid.cell_counts(self.positives[category] + self.negatives[category]) == 0)
+        if free.any():
+            self._take(category, grid.refined(free, share, room))
+
+    def _take(self, category: int, new: Grid) -> None:
+        """Change to another grid."""
+        old = Grid(self.level[category])
+        if torch.equal(old.level, new.level):
+            return
+        for name in _COUNTS:
+            state = getattr(self, name)
+            state[category] = old.move(state[category], new)
+        self.level[category] = new.level
+
+    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
+        """One grid for all processes, then torchmetrics' sums."""
+        for name in (*_COUNTS, "level"):  # local states are put back after the sync: leave them as they are
+            setattr(self, name, getattr(self, name).clone())
+        # A process does not mind how finely a cell is cut that it has nothing in.
+        counts = self.positives + self.negatives
+        used = torch.stack([Grid(level).cell_counts(row) > 0 for level, row in zip(self.level, counts, strict=True)])
+        wanted = torch.where(used, self.level, MOST + 1)
+        coarser = torch.stack(dist_sync_fn(wanted, process_group or self.process_group)).amin(0)
+        for category, level in enumerate(torch.where(coarser > MOST, 0, coarser)):
+            self._take(category, Grid(level.to(torch.int8)).shrunk(self.bins))
+        super()._sync_dist(dist_sync_fn, process_group)
+
+
+def _counts(grid: Grid, scores: Tensor, target: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Normal and anomalous scores of each bin."""
+    counts = torch.zeros(2 * bins, dtype=torch.int64, device=scores.device)
+    for part, truth in zip(scores.split(_CHUNK), target.split(_CHUNK), strict=True):
+        counts += torch.bincount(grid.index(part).add_(truth, alpha=bins), minlength=2 * bins)
+    return counts[:bins], counts[bins:]
+
+
+class BinnedAUROC(ScoreHistograms):
+    """Area under the ROC curve in fixed memory, with bounds.
+
+        AUROC = sum over bins of p (normal below + q / 2) / (P N),    error <= 1/2 sum over bins of p q / (P N)
+
+    with p anomalous and q normal of P and N samples in a bin. `compute` returns `Bounded(value, lower, upper)`, each a
+    float64 of shape (categories,), a scalar for one; NaN where a class is missing.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = BinnedAUROC()
+        >>> metric.update(tensor([-3.0, 0.2]), tensor([0, 1]))
+        >>> metric.update(tensor([7.5, 0.2]), tensor([1, 0]))
+        >>> metric.compute().value
+        tensor(0.8750, dtype=torch.float64)
+    """
+
+    def compute(self) -> Bounded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Value and bounds per category."""
+        return binned_auroc(self.positives, self.negatives)
+
+
+class BinnedAveragePrecision(ScoreHistograms):
+    """Average precision in fixed memory, with bounds.
+
+        AP = 1/P sum over bins of p (TP + p) / (TP + p + FP + q)
+
+    with p anomalous and q normal samples in a bin, TP and FP above it. Bounds as in `binned_average_precision`;
+    `compute` returns `Bounded(value, lower, upper)`, each a float64 of shape (categories,), a scalar for one.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = BinnedAveragePrecision()
+        >>> metric.update(tensor([-3.0, 0.2, 7.5, 0.2]), tensor([0, 1, 1, 0]))
+        >>> metric.compute().value
+        tensor(0.8333, dtype=torch.float64)
+    """
+
+    def compute(self) -> Bounded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Value and bounds per category."""
+        return binned_average_precision(self.positives, self.negatives)
+
+
+class BinnedAUPRO(ScoreHistograms):
+    """Area under the per-region overlap curve up to a false positive rate, in fixed memory, with bounds.
+
+    Give `update` the weights 1 / (points of its region) of the anomalous points (`metrics/regions.py`); mathematics in
+    `binned_aupro`. `compute` returns `Bounded(value, lower, upper)`, each a float64 of shape (categories,), a scalar
+    for one.
+
+    Args:
+        limit: largest false positive rate.
+        kwargs: as `ScoreHistograms`.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = BinnedAUPRO(limit=0.5)
+        >>> metric.update(tensor([3.0, 1.0, 2.0, 0.0]), tensor([1, 1, 0, 0]), tensor([0.5, 0.5]))
+        >>> metric.compute().value
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    def __init__(self, limit: float = FPR_LIMIT, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.limit = limit
+
+    def compute(self) -> Bounded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Value and bounds per category."""
+        return binned_aupro(self.overlap, self.negatives, self.limit)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from naive_regions import flood
+
+from anomaly3d.metrics.regions import label_regions
+
+
+def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(one[:, None] == one, other[:, None] == other)
+
+
+def plane(seed: int, count: int = 800) -> tuple[np.ndarray, np.ndarray]:
+    """A flat square with three labelled discs, the last two of which touch."""
+    rng = np.random.default_rng(seed)
+    xyz = np.column_stack([rng.random((count, 2)), np.zeros(count)]).astype(np.float32)
+    discs = [((0.2, 0.2), 0.12), ((0.7, 0.7), 0.12), ((0.85, 0.7), 0.08)]
+    mask = np.any([np.linalg.norm(xyz[:, :2] - centre, axis=1) < radius for centre, radius in discs], axis=0)
+    return xyz, mask
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.0, 6.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_flooding(seed, radius):
+    xyz, mask = plane(seed)
+    assert same_partition(label_regions(xyz, mask, radius), flood(xyz, mask, radius))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_separate_defects_are_regions_and_touching_ones_are_one(seed):
+    xyz, mask = plane(seed, 5000)
+    region = label_regions(xyz, mask)
+    assert len(np.unique(region)) == 2
+    left = xyz[mask][:, 0] < 0.45
+    assert len(np.unique(region[left])) == len(np.unique(region[~left])) == 1
+
+
+def test_unit_pose_and_order_change_nothing():
+    xyz, mask = plane(0)
+    expected = label_regions(xyz, mask)
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
+    assert same_partition(label_regions(1000 * xyz @ rotation + 7, mask), expected)
+    order = np.random.default_rng(2).permutation(len(xyz))
+    position = np.empty(len(xyz), dtype=int)
+    position[order] = np.arange(len(xyz))
+    shuffled = np.full(len(xyz), -1)
+    shuffled[mask[order].nonzero()[0]] = label_regions(xyz[order], mask[order])
+    assert same_partition(shuffled[position][mask], expected)
+
+
+def test_no_one_and_two_points():
+    xyz = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [50, 0, 0]], dtype=np.float32)
+    assert len(label_regions(xyz, np.zeros(4, dtype=bool))) == 0
+    assert label_regions(xyz, np.array([False, True, False, False])).tolist() == [0]
+    assert label_regions(xyz, np.array([True, True, False, False])).tolist() == [0, 0]
+
+
+def test_points_at_one_place_are_one_region():
+    xyz = np.zeros((5, 3), dtype=np.float32)
+    assert label_regions(xyz, np.ones(5, dtype=bool)).tolist() == [0] * 5
+    # Repeated points do not shrink the spacing.
+    xyz, mask = plane(3)
+    doubled = np.concatenate([xyz, xyz[mask]])
+    found = label_regions(doubled, np.concatenate([mask, np.ones(mask.sum(), dtype=bool)]))
+    assert len(found) == 2 * mask.sum()
