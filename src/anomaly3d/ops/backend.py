@@ -14,10 +14,13 @@ from anomaly3d.errors import InputError
 _log = logging.getLogger(__name__)
 
 INSTALL = {
+    # Built against the torch that is installed; the second name is the compiled part of the first.
+    "mamba_ssm": "pip install --no-build-isolation mamba-ssm",
+    "selective_scan_cuda": "pip install --no-build-isolation mamba-ssm",
     "pointnet2_ops": "pip install --no-build-isolation "
     "'git+https://github.com/erikwijmans/Pointnet2_PyTorch#subdirectory=pointnet2_ops_lib'",
 }
-"""How to get the optional packages that no wheel index has."""
+"""How to get the optional packages that their name alone does not install."""
 
 
 def find_package(name: str) -> ModuleType | None:

@@ -1,4 +1,4 @@
-"""The state-space adapter: one forward scan over the slots and a gated way around it."""
+"""The state-space adapter of the paper: a linear time-invariant scan over the slots and a gated way around it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomaly3d.models.mamba3dad.directions import both_ways
+from anomaly3d.models.mamba3dad.gate import GatedResidual
 from anomaly3d.models.mamba3dad.transition import DenseTransition, RotationTransition
 from anomaly3d.ops.scan import Rotation, lti_scan
 
@@ -25,6 +27,7 @@ class LTIAdapter(nn.Module):
         scale: initial s. [paper]
         max_norm: upper limit of s, the spectral norm of A. [paper]
         gate_bias: initial b of the gate. [ours]
+        bidirectional: average C LN(h_t) with that of the same scan from the end. [inferred]
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class LTIAdapter(nn.Module):
         scale: float = 0.9,
         max_norm: float = 0.95,
         gate_bias: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
+        self.bidirectional = bidirectional
         self.state_norm = state_norm
         form = {"rotation": RotationTransition, "dense": DenseTransition}[transition]
         self.transition = form(state, scale, max_norm)
@@ -45,16 +50,15 @@ class LTIAdapter(nn.Module):
         self.output = nn.Linear(state, width, bias=False)  # C
         self.skip = nn.Linear(width, width, bias=False)  # D
         self.norm = nn.LayerNorm(state)
-        self.gate = nn.Linear(width, width)
-        nn.init.constant_(self.gate.bias, gate_bias)
+        self.gate = GatedResidual(width, gate_bias)
         for matrix in (self.input, self.output, self.skip):
             nn.init.kaiming_normal_(matrix.weight)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """Slot features with what came before them mixed in."""
-        q = self.output(self._normed_states(self.input(x))) + self.skip(x)
-        gate = self.gate(x).sigmoid()
-        return gate * q + (1 - gate) * x
+        """Slot features with what came before them mixed in; with what comes after, too, if bidirectional."""
+        u = self.input(x)
+        states = both_ways(self._normed_states, u) if self.bidirectional else self._normed_states(u)
+        return self.gate(x, self.output(states) + self.skip(x))
 
     def _normed_states(self, u: Float[Tensor, "B S N"]) -> Float[Tensor, "B S N"]:
         transition = self.transition()

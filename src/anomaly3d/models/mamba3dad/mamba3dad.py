@@ -1,6 +1,6 @@
 """Mamba3dAD: Multi-Scale Token Fusion with Mamba Adapters for Efficient 3D Industrial Defect Detection.
 
-patches -> frozen Point-MAE tokens of L layers -> GSAS: sorted slots -> LTI adapter -> LayerNorm
+patches -> frozen Point-MAE tokens of L layers -> GSAS: sorted slots -> adapter -> LayerNorm
 -> (training: noise on a few slots) -> discriminator: a logit per slot -> patches -> points
 """
 
@@ -27,7 +27,7 @@ from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
-from anomaly3d.models.mamba3dad.adapter import LTIAdapter
+from anomaly3d.models.mamba3dad.adapters import AdapterKind, make_adapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
 from anomaly3d.models.mamba3dad.fixed_order import FixedOrder
@@ -99,8 +99,12 @@ class Mamba3dAD(Detector):
             expected slots, so that no defective one is thinned out; the sorter then learns from its two losses alone.
             [ours]
         deployment: `argmax` or `sort` [paper], or `soft`: the ordering when scoring; None: as in training. [ours]
-        state: width of the adapter's state. [paper]
-        transition: form of the adapter's matrix A. [inferred]
+        adapter: `lti`, a time-invariant state-space scan over the slots [paper: its equations], or what the paper's
+            ablation puts in its place, with as many parameters: `selective`, Mamba's input-dependent scan; `attention`;
+            `mlp`; or `identity`, nothing. [inferred]
+        bidirectional: scan from both ends, with the same weights, and average; `lti` and `selective`. [inferred]
+        state: width of the adapter's state; other kinds than `lti` take their widths from it. [paper]
+        transition: form of the adapter's matrix A; this and the next three are settings of `lti`. [inferred]
         state_norm: where the state is normalised. [inferred]
         state_scale: initial s of A = s * orthogonal. [paper]
         max_state_norm: limit of A's spectral norm. [paper]
@@ -165,6 +169,8 @@ class Mamba3dAD(Detector):
         block_tokens: int | None = None,
         ordering: Literal["soft", "sort"] = "soft",
         deployment: Ordering | None = None,
+        adapter: AdapterKind = "lti",
+        bidirectional: bool = False,
         state: int = 256,
         transition: Literal["rotation", "dense"] = "rotation",
         state_norm: Literal["readout", "recurrent"] = "readout",
@@ -230,7 +236,9 @@ class Mamba3dAD(Detector):
             self.gsas = FixedOrder(order)
         self.ordering: Ordering = ordering
         self.deployment: Ordering = deployment or ordering
-        self.adapter = LTIAdapter(width, state, transition, state_norm, state_scale, max_state_norm, gate_bias)
+        self.adapter = make_adapter(
+            adapter, width, state, transition, state_norm, state_scale, max_state_norm, gate_bias, bidirectional
+        )
         self.norm = nn.LayerNorm(width)
         self.corruption: Corruption = corruption
         self.label_mode = label_mode
