@@ -80,11 +80,9 @@ def _generate(args: list[str]) -> None:
 
 
 def _compare(args: list[str]) -> None:
-    from jsonargparse import auto_cli
+    from anomaly3d.compare.cli import run
 
-    from anomaly3d.compare import compare
-
-    auto_cli(compare, args=args[1:], prog="anomaly3d compare", as_positional=False)
+    run(args[1:])
 
 
 def _check_table(args: list[str]) -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomaly3d.__main__ import main
+from anomaly3d.compare import cli
+from anomaly3d.errors import InputError
+
+
+def test_overrides_on_the_command_line_add_up_and_replace_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "output: out\nmethods:\n  A: {config: recipe.yaml}\nseeds: [3]\n"
+        "overrides: {data.root: old, trainer.limit_val_batches: 0}\n"
+    )
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(cli, "compare", _recorder(seen))
+    given = ["--overrides.data.root", "new", "--overrides.data.class_path=a.B", "--overrides.trainer.max_epochs", "5"]
+    cli.run(["--config", str(grid), *given, "--jobs", "2"])
+    assert seen["overrides"] == {
+        "data.root": "new",
+        "trainer.limit_val_batches": 0,
+        "data.class_path": "a.B",
+        "trainer.max_epochs": "5",
+    }
+    assert seen["seeds"] == [3]
+    assert seen["jobs"] == 2
+
+
+def test_an_override_without_a_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--overrides.data.root"], ["--overrides.data.root", "--jobs", "2"]):
+        with pytest.raises(InputError, match=r"--overrides\.data\.root: give it a value"):
+            cli.split_overrides(args)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--overrides.data.root"])
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_names_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    assert "--methods" in (out := capsys.readouterr().out)
+    assert "--config" in out
+
+
+def _recorder(seen: dict[str, Any]) -> Any:
+    def compare(
+        methods: dict[str, Any],
+        output: Path,
+        settings: list[str] | None = None,
+        seeds: list[int] | None = None,
+        overrides: dict[str, Any] | None = None,
+        jobs: int = 1,
+    ) -> None:
+        seen.update(seeds=seeds, overrides=overrides, jobs=jobs)
+
+    return compare
