@@ -19,7 +19,7 @@ def run(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="anomaly3d compare", description=(compare.__doc__ or "").partition("Args:")[0])
     parser.add_argument("--config", action="config", help="file with these arguments")
     parser.add_function_arguments(compare, as_group=False)
-    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(others))).as_dict()
+    values: dict[str, Any] = dict(vars(parser.instantiate_classes(parser.parse_args(list(others)))))
     del values["config"]
     values["overrides"] = {**(values["overrides"] or {}), **overrides}
     compare(**values)
