@@ -222,15 +222,19 @@ def test_all_kinds_train_and_score(kind: AdapterKind, bidirectional: bool) -> No
     )
     batch = PointCloudBatch.pack([torch.randn(200, 3), torch.randn(250, 3)], ["c/train/0", "c/train/1"])
     before = {name: p.detach().clone() for name, p in model.adapter.named_parameters()}
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(8):
+
+    def loss() -> torch.Tensor:
+        """With the same augmentation, noise and dropout at every step: something to learn by heart."""
+        torch.manual_seed(1)
+        return model.loss(batch)["loss"]
+
+    untrained = loss().item()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(20):
         optimiser.zero_grad()
-        loss = model.loss(batch)["loss"]
-        loss.backward()
+        loss().backward()
         optimiser.step()
-        losses.append(loss.item())
-    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert loss().item() < 0.8 * untrained
     assert not any(torch.equal(p, before[name]) for name, p in model.adapter.named_parameters())
     first, second = model.eval().score(batch), model.score(batch)
     assert first.point_scores.isfinite().all()
