@@ -158,3 +158,8 @@ def _gather(seen: dict[str, Seen], device: torch.device) -> list[dict[str, Seen]
     return [
         {name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone
     ]
+
+
+def by_category(seen: Sequence[Seen], categories: int) -> list[list[Tensor]]:
+    """What was kept of the clouds of each category."""
+    return [[entry.kept for entry in seen if entry.category == c] for c in range(categories)]

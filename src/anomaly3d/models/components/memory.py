@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -62,26 +62,44 @@ class CategoryBanks:
     """
 
     def __init__(self, rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"]) -> None:
-        self.rows = rows
-        self.offsets = offsets
-
-    @classmethod
-    def of(cls, features: Sequence[Float[Tensor, "m D"]]) -> Self:
-        """From the features of each category."""
-        sizes = torch.tensor([0, *map(len, features)], device=features[0].device)
-        return cls(torch.cat(list(features)), sizes.cumsum(0))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def bank(self, category: int) -> Float[Tensor, "m D"]:
-        """Rows of one category."""
-        return self.rows[int(self.offsets[category]) : int(self.offsets[category + 1])]
+        self.banks = unpack(rows, offsets)
 
     def recognise(self, features: Float[Tensor, "N D"]) -> Recognised:
         """Nearest rows in the bank of the category that fits best."""
-        found = [nearest(features, self.bank(c)) for c in range(len(self))]
+        found = [nearest(features, bank) for bank in self.banks]
         logits = torch.stack([-distance.median() for distance, _ in found])
         category = int(logits.argmax())
         distance, index = found[category]
         return Recognised(category, distance[:, 0], index[:, 0], logits)
+
+
+@torch.no_grad()
+def reweighted(
+    features: Float[Tensor, "N D"],
+    distance: Float[Tensor, " N"],
+    index: Int[Tensor, " N"],
+    bank: Float[Tensor, "M D"],
+    neighbours: int = 3,
+) -> Float[Tensor, ""]:
+    """Score of a cloud from its farthest feature, less where the bank is sparse (PatchCore, equation 7).
+
+    `s = (1 - exp(|f - m|) / sum_b exp(|f - m_b|)) |f - m|`, with m the row nearest to the farthest feature f and m_b the
+    `neighbours` rows nearest to m, itself among them; exponents are divided by the root of D, as public code does.
+    """
+    worst = distance.argmax()
+    row = bank[index[worst]]
+    _, near = nearest(row[None], bank, min(neighbours, len(bank)))
+    around = (features[worst] - bank[near[0]]).norm(dim=1) / features.shape[1] ** 0.5
+    own = distance[worst] / features.shape[1] ** 0.5
+    return (1 - (own - around.logsumexp(0)).exp()) * distance[worst]
+
+
+def pack(parts: Sequence[Float[Tensor, "m D"]]) -> tuple[Float[Tensor, "M D"], Int[Tensor, "C+1"]]:
+    """Rows of all categories, and where each category's begin."""
+    sizes = torch.tensor([0, *map(len, parts)], device=parts[0].device)
+    return torch.cat(list(parts)), sizes.cumsum(0)
+
+
+def unpack(rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"]) -> tuple[Tensor, ...]:
+    """The inverse of `pack`."""
+    return rows.split(offsets.diff().tolist())
