@@ -34,7 +34,7 @@ class Reg3DAD(PatchCorePointMAE):
     ranges: Float[Tensor, "C 2 2"]  # per category, of coordinates and of tokens: smallest and largest
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "register": True})
+        super().__init__(register=True, **settings)
         for name in ("coordinates", "coordinate_offsets", "ranges"):
             self.register_buffer(name, None)
 
