@@ -155,9 +155,7 @@ def _gather(seen: dict[str, Seen], device: torch.device) -> list[dict[str, Seen]
     ours = {name: entry._replace(kept=entry.kept.cpu()) for name, entry in seen.items()}
     everyone: list[dict[str, Seen]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, ours)
-    return [
-        {name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone
-    ]
+    return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
 
 
 def by_category(seen: Sequence[Seen], categories: int) -> list[list[Tensor]]:

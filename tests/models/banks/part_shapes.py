@@ -35,7 +35,9 @@ def _on_box(size: Tensor, generator: torch.Generator) -> Tensor:
     return points * size
 
 
-def bumped(xyz: Tensor, at: tuple[float, float, float], height: float = 0.5, width: float = 0.45) -> tuple[Tensor, Tensor]:
+def bumped(
+    xyz: Tensor, at: tuple[float, float, float], height: float = 0.5, width: float = 0.45
+) -> tuple[Tensor, Tensor]:
     """The cloud with a bump upwards, and which points it moved noticeably."""
     top = xyz[:, 2] > at[2] - 0.05
     lift = height * torch.exp(-0.5 * ((xyz - torch.tensor(at)).norm(dim=1) / width) ** 2) * top

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from part_shapes import batch, bracket, bumped, plate, training
 from sklearn.metrics import roc_auc_score
 
 from anomaly3d.errors import InputError
@@ -21,7 +22,6 @@ from anomaly3d.models.reg3d_ad import Reg3DAD
 from anomaly3d.models.simple3d import Simple3D
 from anomaly3d.models.template_distance import TemplateDistance
 from anomaly3d.types import PointCloudBatch
-from part_shapes import batch, bracket, bumped, plate, training
 
 TOKENS = {"num_groups": 128, "group_size": 32}
 FEW = {"hypotheses": 20_000}
@@ -70,9 +70,7 @@ def test_a_planted_bump_stands_out_and_the_category_is_right(fitted):
     clean = batch([bracket(2500, 20), bracket(2500, 21), plate(2500, 22), plate(2500, 23)])
     bumps = [bumped(bracket(2500, 24), (3.5, 1.0, 1.0)), bumped(plate(2500, 25), (4.5, 2.5, 0.6))]
     prediction = fitted.score(batch([cloud for cloud, _ in bumps]))
-    for scores, (_, mask) in zip(
-        prediction.point_scores.split([len(mask) for _, mask in bumps]), bumps, strict=True
-    ):
+    for scores, (_, mask) in zip(prediction.point_scores.split([len(mask) for _, mask in bumps]), bumps, strict=True):
         assert roc_auc_score(mask.numpy(), scores.numpy()) > 0.75
     normal = fitted.score(clean)
     assert prediction.object_scores[0] > normal.object_scores[:2].max()

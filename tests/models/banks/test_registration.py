@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from part_shapes import bracket, plate
 from scipy.spatial.transform import Rotation
 
 from anomaly3d.errors import InputError
@@ -12,7 +13,6 @@ from anomaly3d.models.components.ransac import kabsch, ransac_poses
 from anomaly3d.models.components.registration import RegistrationSettings, Template
 from anomaly3d.models.components.templates import CategoryTemplates
 from anomaly3d.ops import backend
-from part_shapes import bracket, plate
 
 
 def turned(xyz: torch.Tensor, seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Self
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -102,6 +102,8 @@ class Template:
         poses = ransac_poses(
             source, target, reach, self.settings.hypotheses, self.settings.verified, self.settings.seed
         )
+        if not len(poses):
+            return poses
         few = source[:: max(1, len(source) // 300)]
         moved = few @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
         distance = np.minimum(self.tree.query(moved, distance_upper_bound=2 * reach)[0], 2 * reach)
