@@ -116,8 +116,8 @@ class BankDetector(Detector):
         """Scores of each cloud by itself."""
         if all(buffer is None for buffer in self._buffers.values()):
             raise InputError(
-                f"{type(self).__name__} has seen no training clouds; run `anomaly3d fit` with trainer.max_epochs 1, and "
-                "give its checkpoint"
+                f"{type(self).__name__} has seen no training clouds; run `anomaly3d fit` with trainer.max_epochs 1, "
+                "and give its checkpoint"
             )
         scored = []
         for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):

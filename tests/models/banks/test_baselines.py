@@ -1,4 +1,4 @@
-"""What every baseline claims: it sees a planted bump, its scores do not depend on the order of the points, and so on."""
+"""What every baseline claims: it sees a planted bump, no score depends on the order of the points, and so on."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def reweighted(
 ) -> Float[Tensor, ""]:
     """Score of a cloud from its farthest feature, less where the bank is sparse (PatchCore, equation 7).
 
-    `s = (1 - exp(|f - m|) / sum_b exp(|f - m_b|)) |f - m|`, with m the row nearest to the farthest feature f and m_b the
-    `neighbours` rows nearest to m, itself among them; exponents are divided by the root of D, as public code does.
+    `s = (1 - exp(|f - m|) / sum_b exp(|f - m_b|)) |f - m|`, with m the row nearest to the farthest feature f and m_b
+    the `neighbours` rows nearest to m, itself among them; exponents are divided by the root of D, as public code does.
     """
     worst = distance.argmax()
     row = bank[index[worst]]

@@ -1,4 +1,4 @@
-"""RANSAC over point correspondences (Fischler and Bolles, 1981): many hypotheses at once, the same for the same seed."""
+"""RANSAC over point correspondences (Fischler and Bolles, 1981): many hypotheses at once, repeatable."""
 
 from __future__ import annotations
 
