@@ -25,9 +25,9 @@ class PatchCorePointMAE(BankDetector):
     """PatchCore(PointMAE), as Real3D-AD (Liu et al., NeurIPS 2023) sets it up.
 
     A patch's score is the distance of its token to the nearest token of the training clouds, `min_m |f(p) - m|`,
-    smoothed over its neighbours and carried to the points. Tokens see the pose: clouds in arbitrary poses are registered
-    to the first template of their category [paper], and the category is then the one that fits best; without
-    registration it is the one whose bank has the smallest median distance [ours].
+    smoothed over its neighbours and carried to the points. Tokens see the pose: clouds in arbitrary poses are
+    registered to the first template of their category [paper], and the category is then the one that fits best;
+    without registration it is the one whose bank has the smallest median distance [ours].
 
     Args:
         num_groups: patches per cloud.
