@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +16,6 @@ from torch import Tensor
 
 from anomaly3d.ops.backend import require_package
 
-FPFH_WIDTH = 33  # three angles, 11 bins each; every angle's bins sum up to 200 at most
-
 
 def open3d(setting: str) -> ModuleType:
     """The optional package open3d; without it an InputError names the `setting` that needs it and the pip command."""
@@ -26,10 +25,16 @@ def open3d(setting: str) -> ModuleType:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """OpenMP with one thread: sums add in one order, and open3d gives the same bits on every call."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="openmp"):
+    with _threadpools().limit(limits=1, user_api="openmp"):
         yield
+
+
+@cache
+def _threadpools() -> Any:
+    """To find the loaded libraries takes longer than a small cloud's features: once, behind the import of open3d."""
+    from threadpoolctl import ThreadpoolController  # scikit-learn needs it, so it is there
+
+    return ThreadpoolController()
 
 
 def fpfh(
@@ -40,7 +45,7 @@ def fpfh(
     normal_neighbours: int = 30,
     orient: bool = True,
 ) -> Float[Tensor, "N 33"]:
-    """FPFH of every point.
+    """FPFH of every point: three angles of 11 bins each.
 
     Args:
         xyz: a cloud.
