@@ -129,7 +129,7 @@ def test_template_distance_is_the_distance_to_the_nearest_training_point():
     scores = detector.score(batch([test])).point_scores
     expected = torch.cdist(test, cloud).amin(1)
     assert (scores - expected)[mask].abs().max() < 0.1
-    assert scores[~mask].median() < 0.02
+    assert scores[~mask].median() < 0.05
 
 
 def test_clouds_count_once_and_their_order_does_not_matter():

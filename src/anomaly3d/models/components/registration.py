@@ -30,7 +30,8 @@ class RegistrationSettings:
         hypotheses: triples that RANSAC draws.
         verified: poses with the most inliers, whose distances to the template are measured.
         refined: the best of these, which ICP refines.
-        accept: residual, of the cloud's radius, below which a cloud lies well as it stands, and nothing else is tried.
+        accept: residual beyond that of the template's sampling, of the cloud's radius, below which a cloud lies well as it
+            stands, and nothing else is tried.
         seed: of the triples.
     """
 
@@ -39,7 +40,7 @@ class RegistrationSettings:
     hypotheses: int = 100_000
     verified: int = 200
     refined: int = 5
-    accept: float = 0.012
+    accept: float = 0.008
     seed: int = 0
 
 
@@ -89,9 +90,22 @@ class Template:
     def register(self, xyz: Float[Tensor, "N 3"]) -> Registration:
         """From any pose: the better one of `as_it_stands` and RANSAC over nearest neighbours of FPFH."""
         start = self.as_it_stands(xyz)
-        if start.residual < self.settings.accept * _radius(xyz):
+        if self.accepts(start, xyz):
             return start
         return min(start, self._refine(xyz, self._candidates(xyz)), key=lambda found: found.residual)
+
+    def accepts(self, found: Registration, xyz: Float[Tensor, "N 3"]) -> bool:
+        """Whether the residual is no more than sampling and `accept` explain.
+
+        On a surface of random points whose nearest neighbours are s apart on average, the root mean square distance to
+        the nearest one is 2 s / sqrt(pi), perfectly registered.
+        """
+        sampling = 4 / np.pi * self._spacing**2
+        return found.residual**2 < sampling + (self.settings.accept * _radius(xyz)) ** 2
+
+    @cached_property
+    def _spacing(self) -> float:
+        return float(self.tree.query(self.xyz.cpu().numpy(), k=2)[0][:, 1].mean())
 
     def _candidates(self, xyz: Tensor) -> Poses:
         points = voxel_filter(xyz, self.settings.coarse * self.radius)

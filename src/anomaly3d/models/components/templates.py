@@ -34,7 +34,7 @@ class CategoryTemplates:
         """The best category and pose; other poses than the file's are tried only where none of the categories fits."""
         radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
         found = [template.as_it_stands(xyz) for template in self.templates]
-        if all(r.residual >= t.settings.accept * radius for r, t in zip(found, self.templates, strict=True)):
+        if not any(t.accepts(r, xyz) for r, t in zip(found, self.templates, strict=True)):
             found = [template.register(xyz) for template in self.templates]
         logits = torch.tensor([-r.residual / radius for r in found], device=xyz.device)
         category = int(logits.argmax())
