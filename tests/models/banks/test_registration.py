@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.ransac import kabsch, ransac_poses
-from anomaly3d.models.components.registration import RegistrationSettings, Template
+from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
 from anomaly3d.models.components.templates import CategoryTemplates
 from anomaly3d.ops import backend
 
@@ -93,3 +93,13 @@ def test_without_open3d_one_line_names_the_command(monkeypatch):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"Registration needs open3d, which is not installed. Run: pip install open3d"):
         Template(bracket(500, 0)).register(bracket(500, 1))
+
+
+def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not():
+    pytest.importorskip("open3d")
+    for points in (500, 5000):
+        template = Template(bracket(points, 0))
+        cloud = bracket(3000, 1)
+        distance = torch.cdist(cloud, template.xyz).amin(1)
+        assert template.accepts(Registration(np.eye(4), 1.0, 0.0, distance.square().mean().sqrt().item()), cloud)
+        assert not template.accepts(Registration(np.eye(4), 1.0, 0.0, 0.5), cloud)
