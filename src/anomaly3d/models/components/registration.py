@@ -30,8 +30,8 @@ class RegistrationSettings:
         hypotheses: triples that RANSAC draws.
         verified: poses with the most inliers, whose distances to the template are measured.
         refined: the best of these, which ICP refines.
-        accept: residual beyond that of the template's sampling, of the cloud's radius, below which a cloud lies well as it
-            stands, and nothing else is tried.
+        accept: residual beyond that of the template's sampling, of the cloud's radius, below which a cloud lies well as
+            it stands, and nothing else is tried.
         seed: of the triples.
     """
 
@@ -98,9 +98,9 @@ class Template:
         """Whether the residual is no more than sampling and `accept` explain.
 
         On a surface of random points whose nearest neighbours are s apart on average, the root mean square distance to
-        the nearest one is 2 s / sqrt(pi), perfectly registered.
+        the nearest one is 2 s / sqrt(pi), perfectly registered; half as much again in the square is accepted.
         """
-        sampling = 4 / np.pi * self._spacing**2
+        sampling = 6 / np.pi * self._spacing**2
         return found.residual**2 < sampling + (self.settings.accept * _radius(xyz)) ** 2
 
     @cached_property
