@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ def run(folder: Path, verb: str, root: Path, *extra: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def state(folder: Path, version: int) -> dict[str, torch.Tensor]:
+def state(folder: Path, version: int) -> dict[str, Any]:
     (checkpoint,) = folder.glob(f"runs/*/version_{version}/checkpoints/last.ckpt")
     return torch.load(checkpoint, weights_only=True)
 
