@@ -30,8 +30,8 @@ def nearest(
         raise ValueError(f"{k} nearest neighbours in a bank of {len(bank)} rows")
     if bank.device.type == "cpu" and bank.shape[1] <= _TREE_COLUMNS:
         tree = KDTree(bank.numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
-        distance, index = tree.query(query.numpy(), k=[*range(1, k + 1)], workers=-1)
-        return torch.from_numpy(distance).to(query), torch.from_numpy(index)
+        distance, index = (torch.from_numpy(part.reshape(-1, k)) for part in tree.query(query.numpy(), k=k, workers=-1))
+        return distance.to(query), index
     with no_autocast(bank):
         centre = bank.mean(0)
         rows, half_norm = (bank - centre).T.contiguous(), (bank - centre).square().sum(1) / 2
