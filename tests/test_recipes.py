@@ -10,7 +10,10 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PRETRAINING = sorted((ROOT / "configs" / "experiment").glob("point_mae_*.yaml"))
-RECIPES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - set(PRETRAINING))
+METHODS = ("sedir", "mamba3dad")
+RECIPES = sorted(recipe for method in METHODS for recipe in (ROOT / "configs" / "experiment").glob(f"{method}_*.yaml"))
+BASELINES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - {*PRETRAINING, *RECIPES})
+DATA_SETS = ("anomaly_shapenet", "real3d_ad", "synthetic")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -31,6 +34,25 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     assert whole == part
 
 
+def test_baseline_recipes_build_and_differ_in_their_data_alone() -> None:
+    from anomaly3d.lit.cli import DataCLI
+
+    of_method: dict[str, list[tuple[str, dict]]] = {}
+    for recipe in BASELINES:
+        config = DataCLI(["--config", str(recipe)]).config
+        method, rest = recipe.stem.split("_", 1)
+        assert config["trainer"]["logger"]["init_args"]["name"] == recipe.stem
+        assert config["trainer"]["max_epochs"] == 1
+        assert config["data"]["init_args"]["categories"] == "all" or recipe.stem.endswith("per-category")
+        of_method.setdefault(method, []).append((rest, config["model"].as_dict()))
+    assert len(of_method) == 9
+    for entries in of_method.values():
+        large = [model for rest, model in entries if not rest.startswith("synthetic")]
+        small = [model for rest, model in entries if rest.startswith("synthetic")]
+        assert all(model == large[0] for model in large)
+        assert all(model == small[0] for model in small)
+
+
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
 def test_pretraining_recipe_builds_its_size(recipe: Path, tmp_path: Path) -> None:
     from anomaly3d.lit.pretrain_cli import PretrainingCLI
@@ -44,11 +66,11 @@ def test_pretraining_recipe_builds_its_size(recipe: Path, tmp_path: Path) -> Non
 def test_every_method_has_a_recipe_for_every_data_set_and_setting() -> None:
     expected = {
         f"{method}_{data}_{setting}"
-        for method in ("sedir", "mamba3dad")
-        for data in ("anomaly_shapenet", "real3d_ad", "synthetic")
+        for method in {*METHODS, *(recipe.stem.split("_")[0] for recipe in BASELINES)}
+        for data in DATA_SETS
         for setting in ("unified", "per-category")
     }
-    assert expected <= {recipe.stem for recipe in RECIPES}
+    assert expected <= {recipe.stem for recipe in (*RECIPES, *BASELINES)}
 
 
 @pytest.mark.parametrize("part", ["model/sedir_tiny", "model/mamba3dad_tiny", "trainer/four_gpus", "trainer/cpu"])

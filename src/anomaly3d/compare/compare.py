@@ -166,10 +166,11 @@ def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str
     lines = []
     for method in dict.fromkeys(run.method for run in runs):
         mine = [record for run, record in zip(runs, records, strict=True) if run.method == method]
-        hashes = ", ".join(sorted({str(record["backbone_sha256"])[:12] for record in mine}))
+        hashes = ", ".join(sorted({record["backbone_sha256"][:12] for record in mine if record["backbone_sha256"]}))
         train, test = (sum(record[f"{part}_seconds"] for record in mine) for part in ("train", "test"))
         lines.append(
-            f"{method}: {len(mine)} runs, {train:.0f} s of training, {test:.0f} s of testing, backbone sha256 {hashes}."
+            f"{method}: {len(mine)} runs, {train:.0f} s of training, {test:.0f} s of testing"
+            + (f", backbone sha256 {hashes}." if hashes else ".")
         )
     last = records[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())

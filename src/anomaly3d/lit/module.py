@@ -106,6 +106,11 @@ class AnomalyModule(L.LightningModule):
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
         return terms["loss"]
 
+    def on_train_batch_end(self, outputs: Any, batch: PointCloudBatch, batch_idx: int) -> None:
+        """Behind the last batch: before the validation and the checkpoint of this epoch."""
+        if batch_idx + 1 == self.trainer.num_training_batches and self.detector.finish_pass():
+            self.trainer.should_stop = True
+
     # -- evaluation --------------------------------------------------------------------------------------------
 
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
@@ -197,7 +202,9 @@ class AnomalyModule(L.LightningModule):
         # Checkpoints of older versions have neither.
         self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
-        expected, found = self.state_dict(), checkpoint["state_dict"]
+        found = checkpoint["state_dict"]
+        self.detector.make_room({name.removeprefix("detector."): value for name, value in found.items()})
+        expected = self.state_dict()
         wrong = [k for k in expected if k not in found or found[k].shape != expected[k].shape]
         wrong += [k for k in found if k not in expected]
         if wrong:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -27,6 +27,16 @@ class Detector(nn.Module, ABC):
         Layers whose size is the number of categories are built here. `batch.category` in `loss` indexes this list.
         """
         self.categories = tuple(categories)
+
+    def finish_pass(self) -> bool:
+        """Told after the last batch of every pass over the training clouds; true where nothing is left to learn.
+
+        A collective call: every rank makes it, so results may be gathered over ranks here.
+        """
+        return False
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Give buffers whose size only training knows the size that they have in `state`, which is loaded next."""
 
     @abstractmethod
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:

@@ -1,0 +1,105 @@
+"""Memory banks: exact nearest neighbours in them, and the category whose bank knows a cloud best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from anomaly3d.ops.precision import no_autocast
+
+_CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
+_TREE_COLUMNS = 4  # up to here a k-d tree beats the search through everything
+
+
+@torch.no_grad()
+def nearest(
+    query: Float[Tensor, "N D"], bank: Float[Tensor, "M D"], k: int = 1
+) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """Euclidean distances, ascending, and indices of each query's k nearest rows of the bank.
+
+    In pieces, so that no bank is too large. Neighbours are found by |b|^2 - 2qb about the bank's mean, in float32,
+    and their distances then computed from differences: a row may be passed over for one as near to seven digits of the
+    norms, but no distance is rounded by them. On the CPU narrow features go through a k-d tree.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"{k} nearest neighbours in a bank of {len(bank)} rows")
+    if bank.device.type == "cpu" and bank.shape[1] <= _TREE_COLUMNS:
+        tree = KDTree(bank.numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
+        distance, index = (torch.from_numpy(part.reshape(-1, k)) for part in tree.query(query.numpy(), k=k, workers=-1))
+        return distance.to(query), index
+    with no_autocast(bank):
+        centre = bank.mean(0)
+        rows, half_norm = (bank - centre).T.contiguous(), (bank - centre).square().sum(1) / 2
+        found = []
+        for part in (query - centre).split(max(1, _CHUNK_DISTANCES // len(bank))):
+            likeness = torch.addmm(half_norm, part, rows, alpha=-1)
+            found.append(likeness.argmin(1, keepdim=True) if k == 1 else likeness.topk(k, largest=False).indices)
+        index = torch.cat(found)
+        exact = [(q[:, None] - bank[i]).norm(dim=-1) for q, i in zip(query.split(4096), index.split(4096), strict=True)]
+        distance, order = torch.cat(exact).sort(dim=1, stable=True)
+        return distance, index.gather(1, order)
+
+
+class Recognised(NamedTuple):
+    """How a cloud looks to the bank of its category."""
+
+    category: int
+    distance: Float[Tensor, " N"]  # to each feature's nearest row
+    index: Int[Tensor, " N"]  # of that row, in the category's bank
+    logits: Float[Tensor, " C"]
+
+
+class CategoryBanks:
+    """One bank per category, kept as two tensors: all rows, and where each category's begin.
+
+    A cloud belongs to the category whose bank has the smallest median distance to its features [ours]: the median,
+    because a defect is in fewer than half of them. Labels are never asked. With one category this is a plain bank.
+    """
+
+    def __init__(self, rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"]) -> None:
+        self.banks = unpack(rows, offsets)
+
+    def recognise(self, features: Float[Tensor, "N D"]) -> Recognised:
+        """Nearest rows in the bank of the category that fits best."""
+        found = [nearest(features, bank) for bank in self.banks]
+        logits = torch.stack([-distance.median() for distance, _ in found])
+        category = int(logits.argmax())
+        distance, index = found[category]
+        return Recognised(category, distance[:, 0], index[:, 0], logits)
+
+
+@torch.no_grad()
+def reweighted(
+    features: Float[Tensor, "N D"],
+    distance: Float[Tensor, " N"],
+    index: Int[Tensor, " N"],
+    bank: Float[Tensor, "M D"],
+    neighbours: int = 3,
+) -> Float[Tensor, ""]:
+    """Score of a cloud from its farthest feature, less where the bank is sparse (PatchCore, equation 7).
+
+    `s = (1 - exp(|f - m|) / sum_b exp(|f - m_b|)) |f - m|`, with m the row nearest to the farthest feature f and m_b
+    the `neighbours` rows nearest to m, itself among them; exponents are divided by the root of D, as public code does.
+    """
+    worst = distance.argmax()
+    row = bank[index[worst]]
+    _, near = nearest(row[None], bank, min(neighbours, len(bank)))
+    around = (features[worst] - bank[near[0]]).norm(dim=1) / features.shape[1] ** 0.5
+    own = distance[worst] / features.shape[1] ** 0.5
+    return (1 - (own - around.logsumexp(0)).exp()) * distance[worst]
+
+
+def pack(parts: Sequence[Float[Tensor, "m D"]]) -> tuple[Float[Tensor, "M D"], Int[Tensor, "C+1"]]:
+    """Rows of all categories, and where each category's begin."""
+    sizes = torch.tensor([0, *map(len, parts)], device=parts[0].device)
+    return torch.cat(list(parts)), sizes.cumsum(0)
+
+
+def unpack(rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"]) -> tuple[Tensor, ...]:
+    """The inverse of `pack`."""
+    return rows.split(offsets.diff().tolist())

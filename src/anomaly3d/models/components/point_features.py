@@ -1,0 +1,99 @@
+"""Hand-made features at the key points of a cloud: coordinates, FPFH, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, Self, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anomaly3d.errors import InputError, check_range
+from anomaly3d.models.components.fpfh import fpfh
+from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.ops.voxel import voxel_filter
+
+PointFeature = Literal["raw", "fpfh", "fpfh_raw"]
+
+
+@dataclass(frozen=True)
+class PointFeatures:
+    """Key points of a voxel filter and their features.
+
+    Attributes:
+        kind: `raw` coordinates, `fpfh`, or `fpfh_raw`, both side by side.
+        in_radii: whether `voxel` is a share of a radius, and coordinates are in units of it; otherwise of the file.
+        voxel: edge of the voxel filter, which makes clouds of different density alike.
+        normal_radius: neighbourhood of a normal, in voxels, of at most 30 points.
+        feature_radius: neighbourhood of a histogram, in voxels, of at most 100 points.
+        raw_weight: factor of the coordinates beside FPFH.
+        orient: turn normals to the side on which the surface bulges (`fpfh.fpfh`).
+    """
+
+    kind: PointFeature
+    in_radii: bool
+    voxel: float
+    normal_radius: float
+    feature_radius: float
+    raw_weight: float
+    orient: bool
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(PointFeature):
+            raise InputError(f"feature={self.kind!r}: choose from {', '.join(get_args(PointFeature))}")
+        check_range(1e-9, inf, voxel_size=self.voxel, normal_radius=self.normal_radius, raw_weight=self.raw_weight)
+        check_range(1e-9, inf, feature_radius=self.feature_radius)
+
+    @classmethod
+    def preset(
+        cls,
+        kind: PointFeature,
+        protocol: Protocol,
+        voxel: float | None,
+        normal_radius: float,
+        feature_radius: float,
+        raw_weight: float | None = None,
+    ) -> Self:
+        """`paper`: a voxel of 0.5 and a weight of 11, in the unit of the file (mm) [paper: BTF and Real3D-AD].
+
+        `strict`: 0.03 and 165, in units of the cloud's radius [ours]. 165 is 11 per mm for objects of 30 mm.
+        """
+        strict = protocol == "strict"
+        return cls(
+            kind,
+            strict,
+            (0.03 if strict else 0.5) if voxel is None else voxel,
+            normal_radius,
+            feature_radius,
+            (165.0 if strict else 11.0) if raw_weight is None else raw_weight,
+            orient=strict,
+        )
+
+    def keypoints(self, xyz: Float[Tensor, "N 3"], radius: float) -> Float[Tensor, "K 3"]:
+        """Centroids of the occupied voxels, in the unit of `xyz`."""
+        return voxel_filter(xyz, self.voxel * self._unit(radius))
+
+    def __call__(
+        self, keypoints: Float[Tensor, "K 3"], centre: Float[Tensor, " 3"], radius: float
+    ) -> Float[Tensor, "K D"]:
+        """Features of the key points of an object with this centre and radius."""
+        unit = self._unit(radius)
+        raw = ((keypoints - centre) / unit).float()
+        if self.kind == "raw":
+            return raw
+        voxel = self.voxel * unit
+        histograms = fpfh(
+            keypoints, self.feature_radius * voxel, normal_radius=self.normal_radius * voxel, orient=self.orient
+        )
+        return histograms if self.kind == "fpfh" else torch.cat([histograms, self.raw_weight * raw], dim=1)
+
+    def _unit(self, radius: float) -> float:
+        return radius if self.in_radii else 1.0
+
+
+def centre_and_radius(xyz: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, " 3"], float]:
+    """Mean of the points, and the distance of the one farthest from it."""
+    centre = xyz.double().mean(0).to(xyz.dtype)
+    return centre, float((xyz - centre).norm(dim=1).max())

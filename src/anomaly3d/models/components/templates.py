@@ -1,0 +1,47 @@
+"""Templates of every category in one pose, and which of them a cloud is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
+
+
+class Placed(NamedTuple):
+    """A cloud on the template of the category that fits it best."""
+
+    category: int
+    registration: Registration
+    logits: Float[Tensor, " C"]  # minus the residuals, in units of the cloud's radius
+
+
+class CategoryTemplates:
+    """One template per category; a cloud belongs to the one that leaves the smallest residual [ours].
+
+    Labels are never asked. Residuals are distances from the cloud to the template alone: a scan from one side
+    covers a part of it.
+    """
+
+    def __init__(self, templates: Sequence[Template]) -> None:
+        self.templates = list(templates)
+
+    def place(self, xyz: Float[Tensor, "N 3"]) -> Placed:
+        """The best category and pose; other poses than the file's are tried only where none of the categories fits."""
+        radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
+        found = [template.as_it_stands(xyz) for template in self.templates]
+        if not any(t.accepts(r, xyz) for r, t in zip(found, self.templates, strict=True)):
+            found = [template.register(xyz) for template in self.templates]
+        logits = torch.tensor([-r.residual / radius for r in found], device=xyz.device)
+        category = int(logits.argmax())
+        return Placed(category, found[category], logits)
+
+
+def aligned(clouds: Sequence[Float[Tensor, "n 3"]], settings: RegistrationSettings) -> list[Float[Tensor, "n 3"]]:
+    """The clouds of a category in the pose of the first."""
+    first = Template(clouds[0], settings)
+    return [clouds[0], *(first.register(cloud).apply(cloud) for cloud in clouds[1:])]

@@ -1,0 +1,77 @@
+"""Reg3D-AD: a bank of registered coordinates and one of Point-MAE tokens, their maps averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anomaly3d.models.bank import Scored, Seen, by_category
+from anomaly3d.models.components.coreset import greedy_coreset
+from anomaly3d.models.components.memory import nearest, pack, unpack
+from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
+from anomaly3d.types import PointCloudBatch
+
+
+class Reg3DAD(PatchCorePointMAE):
+    """Reg3D-AD (Liu et al., NeurIPS 2023).
+
+    `s(x) = (d_xyz(x) - a) / (b - a) / 2 + (d_token(x) - a') / (b' - a') / 2`, with d the distances to a bank of
+    registered coordinates and to one of Point-MAE tokens, carried to the points. Published are a and b as smallest and
+    largest distance over the test set; here they are those of the training features to their nearest other one,
+    per category, under both protocols [ours]: a result may not depend on the other test clouds.
+
+    Args:
+        settings: those of `PatchCorePointMAE`; clouds are always registered.
+    """
+
+    coordinates: Float[Tensor, "M 3"]
+    coordinate_offsets: Tensor
+    ranges: Float[Tensor, "C 2 2"]  # per category, of coordinates and of tokens: smallest and largest
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(register=True, **settings)
+        for name in ("coordinates", "coordinate_offsets", "ranges"):
+            self.register_buffer(name, None)
+
+    def build(self, seen: Sequence[Seen]) -> None:
+        """Both banks of each category, and the ranges of their distances."""
+        groups = by_category(seen, len(self.categories))
+        self.templates, self.template_offsets = pack([clouds[0] for clouds in groups])
+        self._placing = None
+        coordinates, tokens, ranges = [], [], []
+        for clouds in groups:
+            placed = aligned(clouds, self.settings)
+            xyz = torch.cat(placed)
+            every = torch.cat([self.tokens(cloud, f"training cloud {i}")[1] for i, cloud in enumerate(placed)])
+            xyz = xyz[greedy_coreset(xyz, self.coreset_size)]
+            ranges.append(torch.stack([_range(xyz), _range(every)]))
+            coordinates.append(xyz)
+            tokens.append(self._coreset(every))
+        self.coordinates, self.coordinate_offsets = pack(coordinates)
+        self.bank, self.offsets = pack(tokens)
+        self.ranges = torch.stack(ranges)
+
+    def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
+        """The mean of both maps at every point."""
+        category, registration, logits = self.placing().place(cloud)
+        placed = registration.apply(cloud)
+        groups, tokens = self.tokens(placed, name)
+        errors = nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0]
+        distance = nearest(placed, unpack(self.coordinates, self.coordinate_offsets)[category])[0][:, 0]
+        (low, high), (token_low, token_high) = self.ranges[category]
+        errors = (errors - token_low) / (token_high - token_low)
+        batch = PointCloudBatch.pack([placed], [name])
+        points = (self.scoring(errors[None], groups, batch).point_scores + (distance - low) / (high - low)) / 2
+        return Scored(points, points.max(), logits)
+
+
+def _range(rows: Float[Tensor, "M D"]) -> Float[Tensor, " 2"]:
+    """Smallest and largest distance of a row to its nearest other one; never equal."""
+    distance = nearest(rows, rows, 2)[0][:, 1]
+    low, high = distance.aminmax()
+    return torch.stack([low, torch.maximum(high, low + torch.finfo(low.dtype).eps * (1 + low))])
