@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly3d.metrics.grid import CELLS, MOST, Grid, key_value, ordered_key
@@ -10,6 +10,7 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TINY, LARGE = 1e-45, 3.4028235e38
 
 
+@settings(deadline=None)
 @given(st.lists(floats, min_size=2, max_size=50))
 def test_keys_have_the_order_of_the_floats(values):
     scores = torch.tensor(values, dtype=torch.float32)
@@ -31,6 +32,7 @@ def random_grid(seed: int) -> Grid:
     return Grid(level)
 
 
+@settings(deadline=None)
 @given(st.lists(floats | st.floats(1, 1.03125, width=32), min_size=1, max_size=50), st.integers(0, 3))
 def test_a_score_reaches_the_edge_of_its_bin_and_not_the_next(values, seed):
     grid = random_grid(seed)
