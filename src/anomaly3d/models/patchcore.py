@@ -8,17 +8,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anomaly3d.models.bank import BankDetector, Scored, Seen, by_category
+from anomaly3d.models.bank import Scored, Seen, by_category
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.point_features import PointFeature, PointFeatures
 from anomaly3d.models.components.point_scoring import PointScoring
-from anomaly3d.models.components.registration import RegistrationSettings, Template
+from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.templates import CategoryTemplates, aligned
+from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.registered_bank import RegisteredBankDetector
 
 
-class PatchCore(BankDetector):
+class PatchCore(RegisteredBankDetector):
     """PatchCore(FPFH) and PatchCore(FPFH+Raw), as Real3D-AD (Liu et al., NeurIPS 2023) sets them up.
 
     Clouds are registered to the first template of their category; a coreset of the training features is the bank
@@ -43,8 +44,6 @@ class PatchCore(BankDetector):
         memory_gb: most memory for the training clouds.
     """
 
-    templates: Float[Tensor, "N 3"]
-    template_offsets: Int[Tensor, "C+1"]
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
 
@@ -63,14 +62,12 @@ class PatchCore(BankDetector):
         protocol: Protocol = "strict",
         memory_gb: float = 4.0,
     ) -> None:
-        super().__init__(protocol, memory_gb)
+        super().__init__(hypotheses, protocol, memory_gb)
         self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius, raw_weight)
         self.coreset_size = coreset_size
-        self.settings = RegistrationSettings(hypotheses=hypotheses)
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
-        for name in ("templates", "template_offsets", "bank", "offsets"):
-            self.register_buffer(name, None)
-        self._placing: CategoryTemplates | None = None
+        self.register_buffer("bank", None)
+        self.register_buffer("offsets", None)
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:
         """The points; features need the template, which is known only at the end."""
@@ -79,8 +76,7 @@ class PatchCore(BankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
         groups = by_category(seen, len(self.categories))
-        self.templates, self.template_offsets = pack([clouds[0] for clouds in groups])
-        self._placing = None
+        self.keep_templates([clouds[0] for clouds in groups])
         banks = []
         for template, clouds in zip(self.placing().templates, groups, strict=True):
             features = torch.cat([self._describe(c, template)[1] for c in aligned(clouds, self.settings)])
@@ -95,13 +91,6 @@ class PatchCore(BankDetector):
         distance, _ = nearest(features, unpack(self.bank, self.offsets)[category])
         points = self.scoring.points(distance[:, 0], keypoints, placed)
         return Scored(points, self.scoring.object(points), logits)
-
-    def placing(self) -> CategoryTemplates:
-        """The templates, ready to register to."""
-        if self._placing is None:
-            parts = unpack(self.templates, self.template_offsets)
-            self._placing = CategoryTemplates([Template(part, self.settings) for part in parts])
-        return self._placing
 
     def _describe(self, placed: Tensor, template: Template) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "K D"]]:
         keypoints = self.features.keypoints(placed, template.radius)

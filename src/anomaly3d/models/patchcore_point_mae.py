@@ -11,17 +11,17 @@ from torch import Tensor
 from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
-from anomaly3d.models.bank import BankDetector, Scored, Seen, by_category
+from anomaly3d.models.bank import Scored, Seen, by_category
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, unpack
 from anomaly3d.models.components.patches import PatchSampler
-from anomaly3d.models.components.registration import RegistrationSettings, Template
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
-from anomaly3d.models.components.templates import CategoryTemplates, aligned
+from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.types import PatchGroups, PointCloudBatch
 
 
-class PatchCorePointMAE(BankDetector):
+class PatchCorePointMAE(RegisteredBankDetector):
     """PatchCore(PointMAE), as Real3D-AD (Liu et al., NeurIPS 2023) sets it up.
 
     A patch's score is the distance of its token to the nearest token of the training clouds, `min_m |f(p) - m|`,
@@ -52,8 +52,6 @@ class PatchCorePointMAE(BankDetector):
         memory_gb: most memory for the training clouds.
     """
 
-    templates: Float[Tensor, "N 3"] | None
-    template_offsets: Int[Tensor, "C+1"]
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
 
@@ -79,7 +77,7 @@ class PatchCorePointMAE(BankDetector):
         smooth_sigma: float | None = None,
         memory_gb: float = 4.0,
     ) -> None:
-        super().__init__(protocol, memory_gb)
+        super().__init__(hypotheses, protocol, memory_gb)
         check_range(1, float("inf"), num_groups=num_groups, group_size=group_size, coreset_size=coreset_size)
         check_range(1e-6, 1, coreset_share=coreset_share)
         strict = protocol == "strict"
@@ -92,15 +90,13 @@ class PatchCorePointMAE(BankDetector):
             smooth_sigma,
         )
         self.register_clouds = register
-        self.settings = RegistrationSettings(hypotheses=hypotheses)
         self.coreset_size = coreset_size
         self.coreset_share = coreset_share
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         self.backbone_blocks = tuple(backbone_blocks)
-        for name in ("templates", "template_offsets", "bank", "offsets"):
-            self.register_buffer(name, None)
-        self._placing: CategoryTemplates | None = None
+        self.register_buffer("bank", None)
+        self.register_buffer("offsets", None)
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Tensor:
         """The points where they are registered first, else the tokens."""
@@ -110,8 +106,7 @@ class PatchCorePointMAE(BankDetector):
         """A coreset of each category's tokens."""
         groups = by_category(seen, len(self.categories))
         if self.register_clouds:
-            self.templates, self.template_offsets = pack([clouds[0] for clouds in groups])
-            self._placing = None
+            self.keep_templates([clouds[0] for clouds in groups])
             groups = [
                 [self.tokens(cloud, f"training cloud {i}")[1] for i, cloud in enumerate(aligned(clouds, self.settings))]
                 for clouds in groups
@@ -137,14 +132,6 @@ class PatchCorePointMAE(BankDetector):
         groups = self.patches(PointCloudBatch.pack([cloud], [name]))
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
-
-    def placing(self) -> CategoryTemplates:
-        """The templates, ready to register to."""
-        if self._placing is None:
-            assert self.templates is not None
-            parts = unpack(self.templates, self.template_offsets)
-            self._placing = CategoryTemplates([Template(part, self.settings) for part in parts])
-        return self._placing
 
     def _coreset(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
         size = min(self.coreset_size, round(self.coreset_share * len(tokens)))

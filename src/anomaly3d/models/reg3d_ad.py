@@ -41,8 +41,7 @@ class Reg3DAD(PatchCorePointMAE):
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
         groups = by_category(seen, len(self.categories))
-        self.templates, self.template_offsets = pack([clouds[0] for clouds in groups])
-        self._placing = None
+        self.keep_templates([clouds[0] for clouds in groups])
         coordinates, tokens, ranges = [], [], []
         for clouds in groups:
             placed = aligned(clouds, self.settings)

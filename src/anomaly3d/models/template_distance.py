@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.models.bank import BankDetector, Scored, Seen, by_category
-from anomaly3d.models.components.memory import pack, unpack
+from anomaly3d.models.bank import Scored, Seen, by_category
 from anomaly3d.models.components.point_scoring import PointScoring
-from anomaly3d.models.components.registration import RegistrationSettings, Template
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.templates import CategoryTemplates, aligned
+from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.registered_bank import RegisteredBankDetector
 
 
-class TemplateDistance(BankDetector):
+class TemplateDistance(RegisteredBankDetector):
     """Distance to the nearest point of the registered training clouds, `min_t min_j |T x_i - y_tj|` [ours].
 
     In no paper's table, and the row that every table needs: a learned method below it has shown nothing yet where
@@ -34,9 +33,6 @@ class TemplateDistance(BankDetector):
         memory_gb: most memory for the training clouds.
     """
 
-    templates: Float[Tensor, "N 3"]
-    offsets: Int[Tensor, "C+1"]
-
     def __init__(
         self,
         *,
@@ -46,12 +42,8 @@ class TemplateDistance(BankDetector):
         protocol: Protocol = "strict",
         memory_gb: float = 4.0,
     ) -> None:
-        super().__init__(protocol, memory_gb)
-        self.settings = RegistrationSettings(hypotheses=hypotheses)
+        super().__init__(hypotheses, protocol, memory_gb)
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
-        self.register_buffer("templates", None)
-        self.register_buffer("offsets", None)
-        self._placing: CategoryTemplates | None = None
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:
         """The points."""
@@ -60,8 +52,7 @@ class TemplateDistance(BankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
         groups = by_category(seen, len(self.categories))
-        self.templates, self.offsets = pack([torch.cat(aligned(clouds, self.settings)) for clouds in groups])
-        self._placing = None
+        self.keep_templates([torch.cat(aligned(clouds, self.settings)) for clouds in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""
@@ -71,10 +62,3 @@ class TemplateDistance(BankDetector):
         distance, _ = placing.templates[category].tree.query(placed.cpu().numpy(), workers=-1)
         points = self.scoring.points(torch.from_numpy(distance).to(cloud), placed, placed)
         return Scored(points, self.scoring.object(points), logits)
-
-    def placing(self) -> CategoryTemplates:
-        """The templates, ready to register to."""
-        if self._placing is None:
-            parts = unpack(self.templates, self.offsets)
-            self._placing = CategoryTemplates([Template(part, self.settings) for part in parts])
-        return self._placing

@@ -163,3 +163,16 @@ def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
         distance = np.sort(torch.cdist(part.double(), part.double()).numpy(), axis=1)[:, 1]
         assert low.item() == pytest.approx(distance.min(), abs=1e-5)
         assert high.item() == pytest.approx(distance.max(), rel=1e-4)
+
+
+def test_templates_that_are_loaded_replace_those_in_use() -> None:
+    pytest.importorskip("open3d")
+    two, clouds = fit(TemplateDistance(**FEW)), batch([bracket(1500, 11)])
+    swapped = TemplateDistance(**FEW)
+    swapped.configure(["bracket", "plate"])
+    swapped.observe(batch([plate(1200, 3), plate(1200, 4)], [0, 1]))
+    swapped.finish_pass()
+    elsewhere = swapped.score(clouds).point_scores
+    assert not torch.equal(two.score(clouds).point_scores, elsewhere)
+    two.load_state_dict(swapped.state_dict())
+    assert torch.equal(two.score(clouds).point_scores, elsewhere)

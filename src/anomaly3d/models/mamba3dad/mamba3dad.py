@@ -270,8 +270,10 @@ class Mamba3dAD(Detector):
         features = self._features(ordered)
         labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
         if self.corruption in ("features", "both"):
-            shares = reduce(ordered.assignment, "b (l m) s -> b m s", "sum", m=centres.shape[1])
-            features, labels = self.generator(features, None if self.label_mode == "slot" else shares)
+            shares = None
+            if self.label_mode == "patch":
+                shares = reduce(ordered.assignment, "b (l m) s -> b m s", "sum", m=centres.shape[1])
+            features, labels = self.generator(features, shares)
         if self.corruption != "features":
             labels = torch.maximum(labels, slot_labels(defective, ordered.assignment))
             # How much of the clouds is defective is known only now.
