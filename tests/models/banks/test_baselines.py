@@ -167,8 +167,8 @@ def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
 
 def test_templates_that_are_loaded_replace_those_in_use() -> None:
     pytest.importorskip("open3d")
-    two, clouds = fit(TemplateDistance(**FEW)), batch([bracket(1500, 11)])
-    swapped = TemplateDistance(**FEW)
+    two, clouds = fit(METHODS["template"]()), batch([bracket(1500, 11)])
+    swapped = METHODS["template"]()
     swapped.configure(["bracket", "plate"])
     swapped.observe(batch([plate(1200, 3), plate(1200, 4)], [0, 1]))
     swapped.finish_pass()
