@@ -44,6 +44,15 @@ def order(plan: Float[Tensor, "B T S"], ordering: Literal["argmax", "sort"]) -> 
     return expected_slot(plan).argsort(dim=1, stable=True)
 
 
+def initial_queries(slots: int, width: int, waves: int | None) -> Float[Tensor, "S E"]:
+    """Queries with entries of variance 1: independent, or a smooth curve over the slots of `waves` cosines."""
+    if waves is None:
+        return torch.randn(slots, width)
+    places = (torch.arange(slots) + 0.5) / slots
+    cosines = torch.cos(torch.pi * torch.arange(1, waves + 1) * places[:, None])
+    return cosines @ torch.randn(waves, width) * (2 / waves) ** 0.5
+
+
 class GSAS(nn.Module):
     """Sorts T = L * M tokens into S slots by entropic transport.
 
@@ -63,6 +72,9 @@ class GSAS(nn.Module):
             the slots, in a row; None for no limit. [paper; the number is ours]
         query_scale: standard deviation of the initial slot queries. At 1 every slot starts as a mixture of few
             tokens; near 0 all slots start as the cloud's mean token, in which a single patch is invisible. [ours]
+        query_waves: the initial slot queries lie along a curve, a sum of so many cosines with random directions: slots
+            that are neighbours in the row want similar tokens from the first step on. None draws each on its own; L_loc
+            then finds no order of the slots that the cloud's surface could follow. [ours]
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class GSAS(nn.Module):
         tau: float = 0.2,
         iterations: int = 8,
         query_scale: float = 1.0,
+        query_waves: int | None = 4,
         assignment: Assignment = "sinkhorn",
         block_tokens: int | None = None,
     ) -> None:
@@ -84,7 +97,7 @@ class GSAS(nn.Module):
         self.tau = tau
         self.iterations = iterations
         self.down = nn.Linear(width, descriptor_width)
-        self.queries = nn.Parameter(query_scale * torch.randn(slots, descriptor_width))
+        self.queries = nn.Parameter(query_scale * initial_queries(slots, descriptor_width, query_waves))
         self.bias = nn.Parameter(torch.zeros(slots))
 
     def forward(

@@ -92,6 +92,8 @@ class Mamba3dAD(Detector):
         tau: Sinkhorn temperature. [paper]
         sinkhorn_iterations: K_sink. [paper]
         query_scale: standard deviation of the initial slot queries. [ours]
+        query_waves: they start along a curve of so many cosines, without which the learned order is hardly better than
+            a random one; None: independent of each other (`benchmarks/results/sorting.md`). [ours]
         order: `gsas` [paper], or one that is not learned: `off`, `random` or `coordinate` (`fixed_order.FixedOrder`).
         assignment: of tokens to slots: `sinkhorn` [paper], `softmax` or `hungarian`.
         block_tokens: most tokens that are sorted together; more are sorted in spatial blocks. [paper; number ours]
@@ -164,6 +166,7 @@ class Mamba3dAD(Detector):
         tau: float = 0.2,
         sinkhorn_iterations: int = 8,
         query_scale: float = 1.0,
+        query_waves: int | None = 4,
         order: Literal["gsas", "off", "random", "coordinate"] = "gsas",
         assignment: Assignment = "sinkhorn",
         block_tokens: int | None = None,
@@ -199,7 +202,7 @@ class Mamba3dAD(Detector):
             )
         check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
         check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
-        check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens)
+        check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens, query_waves=query_waves)
         check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
@@ -229,6 +232,7 @@ class Mamba3dAD(Detector):
                 tau,
                 sinkhorn_iterations,
                 query_scale,
+                query_waves,
                 assignment,
                 block_tokens,
             )
