@@ -36,8 +36,8 @@ class SortedTokens(NamedTuple):
 def order(plan: Float[Tensor, "B T S"], ordering: Literal["argmax", "sort"]) -> Int[Tensor, "B R"]:
     """The token that stands at each place: `argmax`, the largest of every slot's column, or `sort`, all tokens by mu_t.
 
-    L_loc draws the mean slots mu_t of neighbours together, not their slots: trained on a curve, neighbours on the curve
-    end up near each other in `sort`, while the columns' largest tokens stay in an order like a random one.
+    L_loc draws the mean slots mu_t of neighbours together, not their slots: where the slot queries start independent
+    of each other (`query_waves`), trained on a curve, the columns' largest tokens stay in an order like a random one.
     """
     if ordering == "argmax":
         return plan.argmax(dim=1)
