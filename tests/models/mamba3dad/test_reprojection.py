@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
+from anomaly3d.models.mamba3dad.reprojection import in_order_of_file, patch_scores, point_scores
+from anomaly3d.ops.canonical import canonical_order
 from anomaly3d.ops.sinkhorn import sinkhorn
 
 
@@ -45,3 +46,15 @@ def test_scores_of_the_patches_come_back_exactly() -> None:
     scores = torch.randn(4)
     out = point_scores(scores, torch.randint(0, 30, (4, 8)), torch.randn(4, 3), torch.randn(30, 3))
     assert set(out.tolist()) <= set(scores.tolist())
+
+
+def test_points_of_the_file_get_the_scores_of_the_ordered_ones_and_copies_share_theirs() -> None:
+    distinct = torch.randint(-3, 4, (40, 3)).float().unique(dim=0)
+    xyz = torch.cat([distinct, distinct[:15], distinct[5:10]])[torch.randperm(len(distinct) + 20)]
+    order = canonical_order(xyz)
+    scores = torch.randn(len(xyz))
+    out = in_order_of_file(scores, order, xyz)
+    for point, score in zip(xyz, out, strict=True):
+        copies = [place for place, t in enumerate(order.tolist()) if torch.equal(xyz[t], point)]
+        assert score == scores[copies[0]]
+    assert len(out.unique()) == len(distinct)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
@@ -65,9 +65,8 @@ class PatchSampler(nn.Module):
         """Voxel-filter the clouds and scale them into the unit sphere."""
         clouds, centroids, radii = [], [], []
         for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
-            if self.canonical:
-                # First of all: then even the sums below add in one order, whatever the file's.
-                cloud = cloud[canonical_order(cloud)]
+            # First of all: then even the sums below add in one order, whatever the file's.
+            cloud = cloud[self.order(cloud)]
             if self.voxel_size is not None:
                 cloud = voxel_filter(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
@@ -79,6 +78,10 @@ class PatchSampler(nn.Module):
             centroids.append(centroid)
             radii.append(radius)
         return FramedClouds(tuple(clouds), torch.stack(centroids), torch.stack(radii), batch.sample_id)
+
+    def order(self, cloud: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
+        """The order in which the model sees the points: canonical, or the file's."""
+        return canonical_order(cloud) if self.canonical else torch.arange(len(cloud), device=cloud.device)
 
     @torch.no_grad()
     def group(self, framed: FramedClouds) -> PatchGroups:

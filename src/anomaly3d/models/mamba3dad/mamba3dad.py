@@ -35,7 +35,7 @@ from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
 from anomaly3d.models.mamba3dad.gsas import GSAS, Assignment, Ordering, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
-from anomaly3d.models.mamba3dad.reprojection import patch_scores, point_scores
+from anomaly3d.models.mamba3dad.reprojection import in_order_of_file, patch_scores, point_scores
 from anomaly3d.models.mamba3dad.token_noise import TokenNoise
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.ops.grouping import interpolate
@@ -355,6 +355,8 @@ class Mamba3dAD(Detector):
         if self.median_voxels is not None and self.sampler.voxel_size is not None:
             radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
             points = ball_median(cloud, points, radius)
+        if self.sampler.voxel_size is None:
+            return in_order_of_file(points, self.sampler.order(xyz), xyz)
         return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
 
 

@@ -34,3 +34,19 @@ def point_scores(
         _, nearest = knn(cloud[bare][None], centres[None], 1)
         points[bare] = scores[nearest[0, :, 0]]
     return points
+
+
+def in_order_of_file(
+    scores: Float[Tensor, " N"], order: Int[Tensor, " N"], xyz: Float[Tensor, "N 3"]
+) -> Float[Tensor, " N"]:
+    """Scores of the points `xyz[order]`, put at the points `xyz`.
+
+    Points that coincide and follow one another in the order, as in canonical order, share the first one's score:
+    only their places in the file tell them apart.
+    """
+    cloud = xyz[order]
+    place = torch.arange(len(order), device=order.device)
+    repeated = torch.zeros_like(place, dtype=torch.bool)
+    repeated[1:] = (cloud[1:] == cloud[:-1]).all(dim=1)
+    first = place.masked_fill(repeated, 0).cummax(0).values
+    return torch.empty_like(scores).index_copy_(0, order, scores[first])
