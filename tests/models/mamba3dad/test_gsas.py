@@ -56,6 +56,22 @@ def test_equals_loops() -> None:
         np.testing.assert_allclose(out.plan[b].detach(), plan, atol=1e-5)
 
 
+def test_cosine_affinity_is_of_the_angle_and_its_plan_keeps_its_row_sums_where_the_product_does_not() -> None:
+    gsas, tokens, centres = make(scale=30.0)
+    gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
+    descriptors = gsas.describe(tokens, centres)
+    share, error = 7 / 10, {}
+    for cosine in (False, True):
+        gsas.cosine = cosine
+        error[cosine] = (gsas.plan(descriptors, centres).sum(2) / share - 1).abs().max().item()
+    assert error[False] > 0.5
+    assert error[True] < 0.05
+    for b, t, s in ((0, 3, 2), (1, 9, 6)):
+        e, q = descriptors[b, t].detach().numpy(), gsas.queries[s].detach().numpy()
+        angle = e @ q / np.linalg.norm(e) / np.linalg.norm(q)
+        assert gsas.affinity(descriptors)[b, t, s].item() == pytest.approx(angle + gsas.bias[s].item(), abs=1e-5)
+
+
 def test_gradient_of_tokens_queries_and_projection_equals_finite_differences() -> None:
     gsas, tokens, centres = make(scale=0.1)
     gsas, tokens, centres = gsas.float(), tokens[:1].float().requires_grad_(), centres[:1].float()

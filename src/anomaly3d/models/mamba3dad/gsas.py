@@ -10,7 +10,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.mamba3dad.blocks import spatial_blocks
@@ -22,6 +22,7 @@ from anomaly3d.ops.sinkhorn import sinkhorn
 
 Ordering = Literal["soft", "argmax", "sort"]
 Assignment = Literal["sinkhorn", "softmax", "hungarian"]
+Affinity = Literal["dot", "cosine"]
 
 
 class SortedTokens(NamedTuple):
@@ -75,6 +76,9 @@ class GSAS(nn.Module):
         query_waves: the initial slot queries lie along a curve, a sum of so many cosines with random directions: slots
             that are neighbours in the row want similar tokens from the first step on. None draws each on its own; L_loc
             then finds no order of the slots that the cloud's surface could follow. [ours]
+        affinity: `dot`, the product of descriptor and query [paper], which training lets grow until eight iterations
+            no longer bring the rows to their sums, and few tokens take all slots; or `cosine`, of their angle alone,
+            which stays within [-1, 1]. [ours]
     """
 
     def __init__(
@@ -89,8 +93,10 @@ class GSAS(nn.Module):
         query_waves: int | None = 4,
         assignment: Assignment = "sinkhorn",
         block_tokens: int | None = None,
+        affinity: Affinity = "dot",
     ) -> None:
         super().__init__()
+        self.cosine = affinity == "cosine"
         self.assignment: Assignment = assignment
         self.block_tokens = block_tokens
         self.neighbours = neighbours
@@ -134,8 +140,11 @@ class GSAS(nn.Module):
         return rearrange(pooled, "b m (l e) -> b (l m) e", l=layers)
 
     def affinity(self, descriptors: Float[Tensor, "B T E"]) -> Float[Tensor, "B T S"]:
-        """G = E Q^T + b."""
-        return einsum(descriptors, self.queries, "b t e, s e -> b t s") + self.bias
+        """G = E Q^T + b; with `cosine` of descriptors and queries of length 1."""
+        queries = self.queries
+        if self.cosine:
+            descriptors, queries = normalize(descriptors, dim=-1), normalize(queries, dim=-1)
+        return einsum(descriptors, queries, "b t e, s e -> b t s") + self.bias
 
     def plan(self, descriptors: Float[Tensor, "B T E"], centres: Float[Tensor, "B M 3"]) -> Float[Tensor, "B T S"]:
         """P, block by block where there are too many tokens.

@@ -32,7 +32,7 @@ from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
 from anomaly3d.models.mamba3dad.fixed_order import FixedOrder
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
-from anomaly3d.models.mamba3dad.gsas import GSAS, Assignment, Ordering, SortedTokens
+from anomaly3d.models.mamba3dad.gsas import GSAS, Affinity, Assignment, Ordering, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
 from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, slot_labels
 from anomaly3d.models.mamba3dad.reprojection import in_order_of_file, patch_scores, point_scores
@@ -94,6 +94,8 @@ class Mamba3dAD(Detector):
         query_scale: standard deviation of the initial slot queries. [ours]
         query_waves: they start along a curve of so many cosines, without which the learned order is hardly better than
             a random one; None: independent of each other (`benchmarks/results/sorting.md`). [ours]
+        affinity: of tokens and slots: `dot` [paper], or `cosine`, whose plans keep their row sums, so that the order
+            stays local however long the sorter learns, but are blunt: made for `sort`. [ours]
         order: `gsas` [paper], or one that is not learned: `off`, `random` or `coordinate` (`fixed_order.FixedOrder`).
         assignment: of tokens to slots: `sinkhorn` [paper], `softmax` or `hungarian`.
         block_tokens: most tokens that are sorted together; more are sorted in spatial blocks. [paper; number ours]
@@ -167,6 +169,7 @@ class Mamba3dAD(Detector):
         sinkhorn_iterations: int = 8,
         query_scale: float = 1.0,
         query_waves: int | None = 4,
+        affinity: Affinity = "dot",
         order: Literal["gsas", "off", "random", "coordinate"] = "gsas",
         assignment: Assignment = "sinkhorn",
         block_tokens: int | None = None,
@@ -235,6 +238,7 @@ class Mamba3dAD(Detector):
                 query_waves,
                 assignment,
                 block_tokens,
+                affinity,
             )
         else:
             self.gsas = FixedOrder(order)
