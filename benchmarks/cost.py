@@ -96,26 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{(plain * 1024 + rest) / 1e9:.2f} G."
     )
 
-    mc3d = MC3DAD(num_groups=4096, register=False, backbone_size="base", backbone_weights="random").eval()
-    groups = mc3d.patches(batch)
-    view, masked = mc3d.view(groups), torch.tensor([True])
-    first = counted(lambda: FoldedEncoder.fold(mc3d.backbone.encoder).tokens(groups.points[0]))
-    frozen = counted(lambda: mc3d.view(groups))
-    used = [mc3d.backbone.pos_embed, *mc3d.backbone.blocks.blocks[:4], mc3d.backbone.norm]
-    table(
-        f"MC3D-AD, as for Real3D-AD: {len(groups.centres[0])} patches of {groups.points.shape[2]} points",
-        [
-            ("mini-PointNet", parameters(mc3d.backbone.encoder), first),
-            ("frozen transformer, 4 blocks", parameters(*used), frozen - first),
-            ("frozen transformer, the 8 blocks behind", parameters(*mc3d.backbone.blocks.blocks[4:]), None),
-            (
-                "position, encoder, decoder, under one mask",
-                parameters(mc3d.position, mc3d.encoder, mc3d.decoder),
-                counted(lambda: mc3d.reconstruct(view, masked)),
-            ),
-        ],
-        ("34.16", "not given"),
-    )
+    mc3d_ad(batch)
 
     mamba = Mamba3dAD(backbone_size="base", backbone_weights="random", voxel_size=None).eval()
     groups = mamba.sampler(batch)
@@ -143,6 +124,34 @@ def main(arguments: list[str] | None = None) -> None:
             ),
         ],
         ("not given", "not given; 17.31 clouds a second on a 3090"),
+    )
+
+
+def mc3d_ad(batch: PointCloudBatch) -> None:
+    """Print the table of MC3D-AD."""
+    mc3d = MC3DAD(num_groups=4096, register=False, backbone_size="base", backbone_weights="random").eval()
+    groups = mc3d.patches(batch)
+    view, masked = mc3d.view(groups), torch.tensor([True])
+    first = counted(lambda: FoldedEncoder.fold(mc3d.backbone.encoder).tokens(groups.points[0]))
+    frozen = counted(lambda: mc3d.view(groups))
+    used = [mc3d.backbone.pos_embed, *mc3d.backbone.blocks.blocks[:4], mc3d.backbone.norm]
+    table(
+        f"MC3D-AD, as for Real3D-AD: {len(groups.centres[0])} patches of {groups.points.shape[2]} points",
+        [
+            ("mini-PointNet", parameters(mc3d.backbone.encoder), first),
+            ("frozen transformer, 4 blocks", parameters(*used), frozen - first),
+            ("frozen transformer, the 8 blocks behind", parameters(*mc3d.backbone.blocks.blocks[4:]), None),
+            (
+                "position, encoder, decoder, under one mask",
+                parameters(mc3d.position, mc3d.encoder, mc3d.decoder),
+                counted(lambda: mc3d.reconstruct(view, masked)),
+            ),
+        ],
+        ("34.16", "not given"),
+    )
+    print(
+        "\nThe published count has 4.19 M query embeddings that no computation uses and the class heads of the model and "
+        "of the frozen Point-MAE, 0.27 M each, besides: with them ours is 34.16 M too."
     )
 
 

@@ -232,6 +232,12 @@ def test_unknown_verbs_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "num_grops" in says(["fit", "--config", str(conf), "--model.detector.init_args.num_grops", "3"], capsys)
 
 
+def markdown(version: int) -> str:
+    """The table of a test with what stands below it."""
+    (file,) = Path("runs").glob(f"*/version_{version}/test/metrics.md")
+    return file.read_text()
+
+
 @pytest.mark.slow
 def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_it(parts: Path) -> None:
     pytest.importorskip("open3d")
@@ -242,9 +248,9 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     assert state["detector.templates.offsets"].tolist() == [0, 1000, 2000]  # a cloud of each category
     common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint), *register]
     main(["test", *common])
-    assert (table(1)["category_accuracy"] > 0.8).to_numpy().all()
+    assert "Category accuracy 100.0 %." in markdown(1)
     paper = "--model.detector.init_args.protocol=paper"
     main(["test", *common, paper])
     main(["test", *common, paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
-    assert table(2)["category_accuracy"].isna().to_numpy().all()
+    assert "Category accuracy" not in markdown(2)
     pd.testing.assert_series_equal(table(2).loc[1, METRICS], table(3).loc[0, METRICS], check_names=False)

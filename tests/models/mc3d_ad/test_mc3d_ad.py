@@ -109,7 +109,7 @@ def test_the_error_is_the_mean_over_both_masks():
     view = detector.view(groups)
     both = [(detector.reconstruct(view, torch.tensor([c])) - view.tokens).norm(dim=-1) for c in (False, True)]
     assert (both[0] - both[1]).abs().max() > 1e-4
-    expected = detector.scoring(sum(both) / 2, groups, batch)
+    expected = detector.scoring((both[0] + both[1]) / 2, groups, batch)
     torch.testing.assert_close(detector.score(batch).point_scores, expected.point_scores)
     detector.test_masks = "none"
     whole = detector.scoring((detector.reconstruct(view, None) - view.tokens).norm(dim=-1), groups, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def naive_attention(module: MaskedAttention, query: Tensor, memory: Tensor, posi
     return out @ inner.out_proj.weight.T + inner.out_proj.bias
 
 
-def biased(module: nn.Module) -> nn.Module:
+def biased(module: nn.Module) -> Any:
     """Every bias and norm away from its starting value, so that a wrong one shows."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -122,9 +124,8 @@ def test_decoder_layer_masks_its_first_branch_and_starts_from_the_position():
     layer = biased(DecoderLayer(8, 2, 16, dropout=0.1))
     encoded, previous, position = torch.randn(3, 1, 6, 8)
     visible = torch.tensor([[0, 2, 5]])
-    a = layer.norms[0](
-        position[0] + naive_attention(layer.attend_encoded, *(x[0] for x in (position, encoded, position)), {1, 3, 4})
-    )
+    found = naive_attention(layer.attend_encoded, position[0], encoded[0], position[0], {1, 3, 4})
+    a = layer.norms[0](position[0] + found)
     b = layer.norms[1](a + naive_attention(layer.attend_previous, a + position[0], previous[0], position[0], set()))
     expected = layer.norms[2](b + feed_forward(layer.feed_forward, b))
     torch.testing.assert_close(layer(encoded, previous, position, visible)[0], expected)
