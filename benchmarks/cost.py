@@ -150,8 +150,8 @@ def mc3d_ad(batch: PointCloudBatch) -> None:
         ("34.16", "not given"),
     )
     print(
-        "\nThe published count has 4.19 M query embeddings that no computation uses and the class heads of the model and "
-        "of the frozen Point-MAE, 0.27 M each, besides: with them ours is 34.16 M too."
+        "\nBesides, the published count has 4.19 M query embeddings, which no computation uses, and the class heads of "
+        "the model and of the frozen Point-MAE, 0.27 M each: with them ours is 34.16 M too."
     )
 
 

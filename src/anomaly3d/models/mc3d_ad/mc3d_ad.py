@@ -57,7 +57,8 @@ class MC3DAD(Detector):
     the training clouds finds the templates, each category's first cloud by sample id, and learns nothing. The
     learning rate falls along a cosine; the published one drops to a tenth after 800 of 1000 epochs. There is no class
     head: published configurations leave its loss out, and nothing else reads it; nor the decoder's learned query
-    embeddings, which no published computation uses.
+    embeddings, which no published computation uses. `standardise` and `test_masks` of `strict` were chosen on
+    validation clouds, made of the demo's training clouds (`benchmarks/results/mc3d_ad.md`).
 
     Args:
         num_groups: patches per cloud [code: 4096 for Real3D-AD, 1024 for Anomaly-ShapeNet].
