@@ -42,7 +42,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONF = Path(__file__).parent / "conf"
 
 
-@pytest.fixture(params=["sedir", "mamba3dad"])
+@pytest.fixture(params=["sedir", "mamba3dad", "mc3d-ad"])
 def conf(request: pytest.FixtureRequest) -> Path:
     """Recipe of each method at its smallest size."""
     return CONF / f"{request.param}.yaml"

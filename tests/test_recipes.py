@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PRETRAINING = sorted((ROOT / "configs" / "experiment").glob("point_mae_*.yaml"))
-METHODS = ("sedir", "mamba3dad")
+METHODS = ("sedir", "mamba3dad", "mc3d-ad")
 RECIPES = sorted(recipe for method in METHODS for recipe in (ROOT / "configs" / "experiment").glob(f"{method}_*.yaml"))
 BASELINES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - {*PRETRAINING, *RECIPES})
 DATA_SETS = ("anomaly_shapenet", "real3d_ad", "synthetic")
@@ -30,6 +30,8 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     settings = part["detector"].pop("init_args")
     found = whole["detector"].pop("init_args")
     found.pop("voxel_size", None)  # in the unit of the data set's files
+    if recipe.stem.startswith("mc3d-ad_real3d_ad"):
+        assert found.pop("num_groups") == 4 * settings.pop("num_groups")  # published for each data set
     assert found == settings
     assert whole == part
 
@@ -73,7 +75,9 @@ def test_every_method_has_a_recipe_for_every_data_set_and_setting() -> None:
     assert expected <= {recipe.stem for recipe in (*RECIPES, *BASELINES)}
 
 
-@pytest.mark.parametrize("part", ["model/sedir_tiny", "model/mamba3dad_tiny", "trainer/four_gpus", "trainer/cpu"])
+@pytest.mark.parametrize(
+    "part", ["model/sedir_tiny", "model/mamba3dad_tiny", "model/mc3d-ad_tiny", "trainer/four_gpus", "trainer/cpu"]
+)
 def test_a_part_swaps_into_a_recipe(part: str) -> None:
     from anomaly3d.lit.cli import DataCLI
 

@@ -230,3 +230,27 @@ def test_unknown_verbs_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train"])
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     assert "num_grops" in says(["fit", "--config", str(conf), "--model.detector.init_args.num_grops", "3"], capsys)
+
+
+def markdown(version: int) -> str:
+    """The table of a test with what stands below it."""
+    (file,) = Path("runs").glob(f"*/version_{version}/test/metrics.md")
+    return file.read_text()
+
+
+@pytest.mark.slow
+def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_it(parts: Path) -> None:
+    pytest.importorskip("open3d")
+    conf = Path(__file__).parents[1] / "conf" / "mc3d-ad.yaml"
+    register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=2000"]
+    checkpoint = fit(conf, parts, *register)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state["detector.templates.offsets"].tolist() == [0, 1000, 2000]  # a cloud of each category
+    common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint), *register]
+    main(["test", *common])
+    assert "Category accuracy 100.0 %." in markdown(1)
+    paper = "--model.detector.init_args.protocol=paper"
+    main(["test", *common, paper])
+    main(["test", *common, paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
+    assert "Category accuracy" not in markdown(2)
+    pd.testing.assert_series_equal(table(2).loc[1, METRICS], table(3).loc[0, METRICS], check_names=False)

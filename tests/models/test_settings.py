@@ -9,6 +9,7 @@ import pytest
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.base import Detector
 from anomaly3d.models.mamba3dad import Mamba3dAD
+from anomaly3d.models.mc3d_ad import MC3DAD
 from anomaly3d.models.sedir import SeDiR
 
 
@@ -26,6 +27,10 @@ from anomaly3d.models.sedir import SeDiR
         (SeDiR, "num_groups", 0),
         (SeDiR, "temperature", 0.0),
         (SeDiR, "jitter_probability", -0.1),
+        (MC3DAD, "heads", 7),
+        (MC3DAD, "num_groups", 0),
+        (MC3DAD, "mask_ratio", 1.0),
+        (MC3DAD, "row_window", 10),
     ],
 )
 def test_impossible_settings_are_named(detector: type[Detector], setting: str, value: Any) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW
@@ -114,8 +115,11 @@ class AnomalyModule(L.LightningModule):
     # -- evaluation --------------------------------------------------------------------------------------------
 
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
-        """Scores from the clouds alone: the truth is removed first."""
-        return self.detector.score(batch.without_truth())
+        """Scores from the clouds alone: the truth is removed first, the category of `told_category` apart."""
+        blind = batch.without_truth()
+        if self.detector.told_category and batch.category is not None:
+            blind = replace(blind, category=self._trained_category(batch.category))
+        return self.detector.score(blind)
 
     def on_validation_epoch_start(self) -> None:
         """A fresh evaluator: exact, as the sampler that Lightning gives validation repeats clouds under `ddp`."""
@@ -215,6 +219,17 @@ class AnomalyModule(L.LightningModule):
 
     def _trained_for(self) -> float:
         return self.train_seconds + (0.0 if self._fit_started is None else time.perf_counter() - self._fit_started)
+
+    def _trained_category(self, category: Tensor) -> Tensor:
+        """Indices into the training categories, of indices into the data module's."""
+        names = [self._data.category_names[c] for c in category.tolist()]
+        unknown = sorted(set(names) - set(self.detector.categories))
+        if unknown:
+            raise InputError(
+                f"{type(self.detector).__name__} under protocol paper is told each cloud's category, and was not "
+                f"trained on {unknown[0]}; leave it out of data.categories"
+            )
+        return torch.tensor([self.detector.categories.index(name) for name in names], device=category.device)
 
     @property
     def _fitting(self) -> bool:

@@ -5,34 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.base import Detector
+from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.ops.canonical import canonical_order
+from anomaly3d.models.components.seen import Seen, gather_seen
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
-
-
-class Seen(NamedTuple):
-    """What is kept of one training cloud."""
-
-    sample_id: str
-    category: int
-    kept: Tensor
-
-
-class Scored(NamedTuple):
-    """Scores of one cloud; `logits` (C,) where a category is predicted."""
-
-    points: Float[Tensor, " N"]
-    object: Float[Tensor, ""]
-    logits: Float[Tensor, " C"] | None = None
 
 
 class BankDetector(Detector):
@@ -88,13 +71,13 @@ class BankDetector(Detector):
             raise ValueError(f"{type(self).__name__} sorts its memory by category, and this batch has none.")
         for cloud, name, category in zip(batch.clouds(), batch.sample_id, batch.category.tolist(), strict=True):
             if name not in self._seen:
-                self._seen[name] = Seen(name, category, self.describe(cloud[self._order(cloud)], name))
+                self._seen[name] = Seen(name, category, self.describe(cloud[order_of(cloud, self.protocol)], name))
         self._check_memory()
 
     @torch.no_grad()
     def finish_pass(self) -> bool:
         """Build the memory from what all ranks observed; there is nothing to learn in a second pass."""
-        for theirs in _gather(self._seen, self.anchor.device):
+        for theirs in gather_seen(self._seen, self.anchor.device):
             self._seen |= theirs
         self._check_memory()
         self.build([self._seen[name] for name in sorted(self._seen)])
@@ -114,25 +97,12 @@ class BankDetector(Detector):
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Scores of each cloud by itself."""
-        if all(buffer is None for buffer in self._buffers.values()):
+        if self._buffers and all(buffer is None for buffer in self._buffers.values()):
             raise InputError(
                 f"{type(self).__name__} has seen no training clouds; run `anomaly3d fit` with trainer.max_epochs 1, "
                 "and give its checkpoint"
             )
-        scored = []
-        for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
-            order = self._order(cloud)
-            found = self.score_cloud(cloud[order], name)
-            scored.append(found._replace(points=torch.empty_like(found.points).index_copy_(0, order, found.points)))
-        points, objects, logits = zip(*scored, strict=True)
-        return AnomalyPrediction(
-            point_scores=torch.cat(points).float(),
-            object_scores=torch.stack(objects).float(),
-            category_logits=None if logits[0] is None else torch.stack(logits).float(),
-        )
-
-    def _order(self, cloud: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
-        return canonical_order(cloud) if self.protocol == "strict" else torch.arange(len(cloud), device=cloud.device)
+        return score_one_by_one(batch, self.protocol, self.score_cloud)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -146,18 +116,3 @@ class BankDetector(Detector):
 def _make_room_first(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     assert isinstance(module, BankDetector)
     module.make_room({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
-
-
-def _gather(seen: dict[str, Seen], device: torch.device) -> list[dict[str, Seen]]:
-    """What every rank has seen, on this rank's device."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [seen]
-    ours = {name: entry._replace(kept=entry.kept.cpu()) for name, entry in seen.items()}
-    everyone: list[dict[str, Seen]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, ours)
-    return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
-
-
-def by_category(seen: Sequence[Seen], categories: int) -> list[list[Tensor]]:
-    """What was kept of the clouds of each category."""
-    return [[entry.kept for entry in seen if entry.category == c] for c in range(categories)]

@@ -21,6 +21,9 @@ class Detector(nn.Module, ABC):
     protocol: str = "strict"
     """`strict`, or `paper` where a detector makes its paper's literal choices; stands beside every result."""
 
+    told_category: bool = False
+    """Whether `score` is given `batch.category`: only where a method's published evaluation is told it (`paper`)."""
+
     def configure(self, categories: Sequence[str]) -> None:
         """Learn the names of the training categories; called once, before the optimizer is made.
 
@@ -44,4 +47,4 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
-        """Scores for every point of every cloud; `batch` comes without truth. Deterministic."""
+        """Scores for every point of every cloud; `batch` comes without truth (`told_category` apart). Deterministic."""

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anomaly3d.models.bank import BankDetector, Scored, Seen, by_category
+from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.memory import CategoryBanks, pack, reweighted
+from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import PointFeature, PointFeatures, centre_and_radius
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.seen import Seen, by_category
 
 
 class BTF(BankDetector):

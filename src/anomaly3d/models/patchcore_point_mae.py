@@ -11,11 +11,12 @@ from torch import Tensor
 from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
-from anomaly3d.models.bank import Scored, Seen, by_category
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, unpack
+from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
+from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.types import PatchGroups, PointCloudBatch

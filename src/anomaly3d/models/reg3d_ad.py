@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.models.bank import Scored, Seen, by_category
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import nearest, pack, unpack
+from anomaly3d.models.components.one_by_one import Scored
+from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.types import PointCloudBatch

@@ -10,13 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomaly3d.errors import check_range
-from anomaly3d.models.bank import BankDetector, Scored, Seen, by_category
+from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.memory import CategoryBanks, pack
+from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import centre_and_radius
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.voxel import voxel_filter
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.models.bank import Scored, Seen, by_category
+from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 

@@ -265,7 +265,7 @@ def test_paper_sizes():
     frozen = sum(p.numel() for p in detector.backbone.parameters())
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     assert detector.neighbourhoods == (128, 256, 512)
-    # Table S1: 33.25 M, of them 22.10 M frozen (the published Point-MAE with its class token and head).
+    # Table S1: 33.25 M, of them 22.10 M frozen (the published Point-MAE with its ModelNet40 head).
     assert frozen == pytest.approx(21.8e6, rel=0.01)
     assert trainable == pytest.approx(9.06e6, rel=0.01)
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer
 from anomaly3d.models.sedir.ggd import DecoderLayer, GeometryGuidedAttention, GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import Guidance
-from anomaly3d.models.sedir.jitter import FeatureJitter
 
 
 def softmax_attention(module: GeometryGuidedAttention, query: Tensor, memory: Tensor, bias: Tensor) -> np.ndarray:

@@ -16,6 +16,8 @@ from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
+from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
+from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.standardise import TokenStandardiser
@@ -29,10 +31,8 @@ from anomaly3d.models.sedir.cfgt import (
     global_feature,
     position_embedding,
 )
-from anomaly3d.models.sedir.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.sedir.ggd import GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import GeometryGuidance, Injection
-from anomaly3d.models.sedir.jitter import FeatureJitter
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 

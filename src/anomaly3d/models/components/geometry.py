@@ -1,4 +1,4 @@
-"""Where a surface bends: the geometric descriptor of each patch centre."""
+"""Where a surface bends: how much normal and curvature vary around each patch centre."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _CENTRES_AT_ONCE = 64
 
 
 @torch.no_grad()
-def geometry_descriptor(
+def geometric_variation(
     centres: Float[Tensor, "B G 3"],
     radius_factor: float = 7.0,
     clouds: Sequence[Float[Tensor, "N 3"]] | None = None,
 ) -> Float[Tensor, "B G 2"]:
-    """`h`: how much normal and curvature vary around each centre, z-scored over the cloud (supplement B).
+    """How much normal and curvature vary around each centre (MC3D-AD; SeDiR, supplement B).
 
-    Neighbours of a centre are the points within `radius_factor` [inferred] times the mean distance between a
-    centre and the nearest other one. Their covariance gives the normal (eigenvector of the smallest eigenvalue,
-    turned away from the centroid) and the curvature l0 / (l0 + l1 + l2); `h` is the mean angle (radians) to the
-    normals, and the mean absolute difference to the curvatures, of the neighbouring centres.
+    Neighbours of a centre are the points within `radius_factor` times the mean distance between a centre and the
+    nearest other one. Their covariance gives the normal (eigenvector of the smallest eigenvalue, turned away from the
+    centroid) and the curvature l0 / (l0 + l1 + l2); the variations are the mean angle (radians) to the normals, and
+    the mean absolute difference to the curvatures, of the neighbouring centres.
 
     Args:
         centres: in the model's frame (unit radius).
@@ -39,17 +39,32 @@ def geometry_descriptor(
 
     Returns:
         Finite for any input: centres whose neighbourhood has no normal (fewer than three points, collinear,
-        coincident, isotropic) take no part in the angles, and a column that does not vary is zero.
+        coincident, isotropic) take no part in the angles.
     """
     with no_autocast(centres):
-        descriptors = [
-            _describe(centres[b].double(), radius_factor, None if clouds is None else clouds[b].double())
+        variations = [
+            _vary(centres[b].double(), radius_factor, None if clouds is None else clouds[b].double())
             for b in range(len(centres))
         ]
-    return torch.stack(descriptors).to(centres.dtype)
+    return torch.stack(variations)
 
 
-def _describe(
+@torch.no_grad()
+def geometry_descriptor(
+    centres: Float[Tensor, "B G 3"],
+    radius_factor: float = 7.0,
+    clouds: Sequence[Float[Tensor, "N 3"]] | None = None,
+) -> Float[Tensor, "B G 2"]:
+    """`h` of SeDiR: the `geometric_variation` with 7 mean distances [inferred], z-scored over each cloud [inferred].
+
+    A column that does not vary is zero.
+    """
+    h = geometric_variation(centres, radius_factor, clouds)
+    # The small constant leaves rounding noise of a column that is constant in truth at zero.
+    return ((h - h.mean(1, keepdim=True)) / (h.std(1, correction=0, keepdim=True) + 1e-6)).to(centres.dtype)
+
+
+def _vary(
     centres: Float[Tensor, "G 3"], radius_factor: float, cloud: Float[Tensor, "N 3"] | None
 ) -> Float[Tensor, "G 2"]:
     distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
@@ -60,9 +75,7 @@ def _describe(
     near = (distance <= radius) & ~itself
     angle = (normals @ normals.T).clamp(-1, 1).arccos()
     bend = (curvature[:, None] - curvature).abs()
-    h = torch.stack([_masked_mean(angle, near & defined & defined[:, None]), _masked_mean(bend, near)], dim=-1)
-    # The small constant leaves rounding noise of a column that is constant in truth at zero.
-    return (h - h.mean(0)) / (h.std(0, correction=0) + 1e-6)
+    return torch.stack([_masked_mean(angle, near & defined & defined[:, None]), _masked_mean(bend, near)], dim=-1)
 
 
 def _surface(

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 class FeatureJitter(nn.Module):
     """Add `N(0, 1) * ||f||_2 / d * scale` to every token f of width d; in training only.
 
+    As in UniAD (You et al., NeurIPS 2022), MC3D-AD and SeDiR, with the same values.
+
     Args:
-        scale: strength of the noise [paper].
-        probability: chance of each cloud to be jittered [paper].
+        scale: strength of the noise.
+        probability: chance of each cloud to be jittered.
     """
 
     def __init__(self, scale: float = 20.0, probability: float = 1.0) -> None:

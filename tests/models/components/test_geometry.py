@@ -6,7 +6,7 @@ import torch
 from scipy.stats import special_ortho_group
 from torch import Tensor
 
-from anomaly3d.models.sedir.geometry import geometry_descriptor
+from anomaly3d.models.components.geometry import geometry_descriptor
 
 
 def surface(seed: int = 0, n: int = 60) -> Tensor:

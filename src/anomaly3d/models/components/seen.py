@@ -1,0 +1,33 @@
+"""What is kept of training clouds until a pass over them is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Seen(NamedTuple):
+    """What is kept of one training cloud."""
+
+    sample_id: str
+    category: int
+    kept: Tensor
+
+
+def gather_seen(seen: dict[str, Seen], device: torch.device) -> list[dict[str, Seen]]:
+    """What every rank has seen, by sample id, on this rank's device. A collective call."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [seen]
+    ours = {name: entry._replace(kept=entry.kept.cpu()) for name, entry in seen.items()}
+    everyone: list[dict[str, Seen]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, ours)
+    return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
+
+
+def by_category(seen: Sequence[Seen], categories: int) -> list[list[Tensor]]:
+    """What was kept of the clouds of each category."""
+    return [[entry.kept for entry in seen if entry.category == c] for c in range(categories)]
