@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
+from threading import Thread
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -33,7 +36,8 @@ class Progress(Callback):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
+        if trainer.is_global_zero:
+            write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
 
 
 def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
@@ -61,6 +65,8 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
     trainer.test(module, data, verbose=False)
     log = Path(trainer.log_dir or folder)
+    if not trainer.is_global_zero:
+        return
     record = json.loads((log / "test" / "record.json").read_text())
     record |= {
         "log": str(log.relative_to(folder)),
@@ -70,7 +76,17 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
 
 
+def die_with_parent() -> None:
+    """End this process and its children when the parent, which holds the other end of standard input, is gone.
+
+    A run that outlived a killed comparison would write into the folder of its successor.
+    """
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    Thread(target=die_with_parent, daemon=True).start()
     try:
         execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     except InputError as error:

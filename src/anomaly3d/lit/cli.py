@@ -19,6 +19,7 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError
 from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
 from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.lit.random_state import RandomState
 
 
 class AnomalyCLI(LightningCLI):
@@ -39,7 +40,7 @@ class AnomalyCLI(LightningCLI):
             auto_configure_optimizers=False,  # the schedule is the module's: its settings are plain config keys
             save_config_kwargs={"overwrite": True},  # a resumed run writes into its own folder again
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d"},
-            trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), *callbacks]},
+            trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), RandomState(), *callbacks]},
             args=args,
             **kwargs,
         )
