@@ -45,7 +45,8 @@ class ResultTable(Callback):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
         assert isinstance(module, AnomalyModule)
-        log_dir = trainer.log_dir  # a broadcast: every rank has to ask
+        # A broadcast: every rank has to ask. Without a logger it would be a folder that other runs write to as well.
+        log_dir = trainer.log_dir if trainer.loggers else None
         if not trainer.is_global_zero or module.result is None:
             return
         config = settings(Path(log_dir or "") / "config.yaml")
@@ -80,7 +81,9 @@ class PointScores(Callback):
         """Choose the clouds from the index, without regard to any score."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, PointCloudDataModule)
-        self.folder = None if (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
+        self.folder = (
+            None if not trainer.loggers or (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
+        )
         self.chosen = {
             sample_id
             for category in data.category_names
