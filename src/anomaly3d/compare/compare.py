@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from anomaly3d.compare.devices import gpus, shares
-from anomaly3d.compare.grid import Method, Run, Setting, expand
+from anomaly3d.compare.grid import Method, Run, Setting, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.compare.pictures import draw_heatmaps
 from anomaly3d.errors import InputError
 from anomaly3d.lit.record import row_facts
 from anomaly3d.metrics.result import METRICS
+from anomaly3d.report.comparison import compare as compare_means
 from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.files import write_text
 
@@ -34,6 +35,8 @@ def compare(
     seeds: list[int] | None = None,
     overrides: dict[str, Any] | None = None,
     jobs: int | None = None,
+    split: Split = "test",
+    rank: str | None = None,
 ) -> None:
     """Train and test every method in every setting; write the table and a picture of heat maps.
 
@@ -48,17 +51,21 @@ def compare(
         seeds: one run per seed; default [0].
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
+        split: `test`, or `validation` for numbers from training clouds alone, to choose settings by.
+        rank: metric by whose mean the rows are ordered, the best first; by default they stand as given.
 
     Raises:
         InputError: a recipe is missing, the data can't be read, or a run failed (with its log's last lines).
     """
-    runs = list(grid(methods, output, settings or ["unified", "per-category"], seeds or [0], overrides or {}))
+    runs = list(grid(methods, output, settings or ["unified", "per-category"], seeds or [0], overrides or {}, split))
     console = Console()
     with only_one(output) as lock:
         waiting = [run for run in runs if not finished(run)]
         console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
         execute_all(waiting, jobs or max(1, len(gpus())), lock)
     rows, lines = collect(runs)
+    if rank is not None:
+        rows = ranked(rows, rank)
     published = {name: method.published for name, method in methods.items()}
     for table in comparison_tables(rows, lines, published):
         console.print(table.console())
@@ -68,7 +75,12 @@ def compare(
 
 
 def grid(
-    methods: dict[str, Method], output: Path, settings: list[Setting], seeds: list[int], overrides: dict[str, Any]
+    methods: dict[str, Method],
+    output: Path,
+    settings: list[Setting],
+    seeds: list[int],
+    overrides: dict[str, Any],
+    split: Split,
 ) -> Iterator[Run]:
     """The runs; asks the first recipe's data module for the categories."""
     from anomaly3d.lit.cli import DataCLI
@@ -85,7 +97,7 @@ def grid(
     asked = [argument for argument in probe.arguments if not argument.startswith("--data.categories=[]")]
     data = DataCLI(asked).datamodule
     data.setup("fit")
-    return expand(methods, settings, seeds, data.category_names, overrides, output)
+    return expand(methods, settings, seeds, data.category_names, overrides, output, split)
 
 
 def finished(run: Run) -> bool:
@@ -138,7 +150,10 @@ def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]
     (run.folder / "progress.json").unlink(missing_ok=True)
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "anomaly3d.compare.worker", str(run.folder), run.fingerprint, *run.arguments],
+            [
+                *(sys.executable, "-m", "anomaly3d.compare.worker", str(run.folder), run.split, run.fingerprint),
+                *run.arguments,
+            ],
             stdin=subprocess.PIPE,  # closes when this process ends, however it ends: the worker then ends too
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -175,6 +190,13 @@ def collect(runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows), provenance_lines(runs, records)
 
 
+def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of the method with the largest mean first; methods that are level stay in order."""
+    means = compare_means(rows).groupby("method", sort=False)[f"{metric}_mean"].mean()
+    place = {method: number for number, method in enumerate(means.sort_values(ascending=False, kind="stable").index)}
+    return rows.sort_values("method", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+
+
 def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str]:
     """Backbone, commit and machine of a comparison, and where the rest is.
 
@@ -184,7 +206,10 @@ def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str
     for method in dict.fromkeys(run.method for run in runs):
         mine = [record for run, record in zip(runs, records, strict=True) if run.method == method]
         hashes = ", ".join(sorted({record["backbone_sha256"][:12] for record in mine if record["backbone_sha256"]}))
-        lines.append(f"{method}: {len(mine)} runs" + (f", backbone sha256 {hashes}." if hashes else "."))
+        count = f"{len(mine)} runs" if len(mine) > 1 else "1 run"
+        lines.append(f"{method}: {count}" + (f", backbone sha256 {hashes}." if hashes else "."))
+    if runs[0].split == "validation":
+        lines.append("Validation clouds, made from training clouds; no test cloud was read.")
     last = records[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anomaly3d.errors import InputError
 
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 """Seconds that the runs of a killed comparison get to notice that they are alone."""
 
 
