@@ -21,7 +21,10 @@ from anomaly3d.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
-FEW = ("--trainer.max_epochs=1", "--data.val_points=1000", "--data.val_normal=1", "--data.val_defective=1")
+FEW = (
+    *("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"),
+    *("--data.val_points=1000", "--data.val_normal=1", "--data.val_defective=1"),
+)
 
 
 def combinations(sweep: dict[str, Any]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import compare as compare_means
 from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.files import write_text
+from anomaly3d.report.published import MEAN, Reported, read_published
 
 
 def compare(
@@ -37,6 +38,7 @@ def compare(
     jobs: int | None = None,
     split: Split = "test",
     rank: str | None = None,
+    reported: Reported | None = None,
 ) -> None:
     """Train and test every method in every setting; write the table and a picture of heat maps.
 
@@ -53,10 +55,15 @@ def compare(
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
         split: `test`, or `validation` for numbers from training clouds alone, to choose settings by.
         rank: metric by whose mean the rows are ordered, the best first; by default they stand as given.
+        reported: published tables, whose values stand beside those of the methods that have the same names there, e.g.
+            `{files: [benchmarks/reported/sedir_per_category.csv], dataset: Real3D-AD}`.
 
     Raises:
         InputError: a recipe is missing, the data can't be read, or a run failed (with its log's last lines).
     """
+    published = read_published(reported) if reported is not None else {}
+    for name, method in methods.items():
+        published |= {(name, "", metric, MEAN): value / 100 for metric, value in method.published.items()}
     runs = list(grid(methods, output, settings or ["unified", "per-category"], seeds or [0], overrides or {}, split))
     console = Console()
     with only_one(output) as lock:
@@ -66,7 +73,6 @@ def compare(
     rows, lines = collect(runs)
     if rank is not None:
         rows = ranked(rows, rank)
-    published = {name: method.published for name, method in methods.items()}
     for table in comparison_tables(rows, lines, published):
         console.print(table.console())
     written = [*write_comparison(rows, output, lines, published), draw_heatmaps(runs, output / "heatmaps.png")]
