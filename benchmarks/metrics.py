@@ -182,7 +182,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.here:
         if arguments.memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (int(arguments.memory * 2**30),) * 2)
+            limit = int(arguments.memory * 2**30)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         (name,), (points,) = arguments.only, arguments.points
         print(json.dumps(measure(name, int(points), arguments.positives, arguments.repeats)))
         return

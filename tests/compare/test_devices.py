@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 
 import pytest
 import torch
 
+from anomaly3d.compare import execute
 from anomaly3d.compare.devices import gpus, shares
 
 
@@ -46,7 +46,6 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never two runs on one GPU at a time, and none idle while runs wait."""
-    module = import_module("anomaly3d.compare.compare")  # the package has a function of that name
     machine(monkeypatch, 2)
     busy: list[str] = []
     seen: list[str] = []
@@ -74,9 +73,9 @@ def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     class Run(int):
         name = "run"
 
-    monkeypatch.setattr(module, "start", start)
-    monkeypatch.setattr(module, "show_progress", lambda *_: None)
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
-    module.execute_all([Run(looks) for looks in (5, 1, 1, 1, 3)], 2, -1)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(execute, "start", start)
+    monkeypatch.setattr(execute, "show_progress", lambda *_: None)
+    monkeypatch.setattr(execute.time, "sleep", lambda _: None)
+    execute.execute_all([Run(looks) for looks in (5, 1, 1, 1, 3)], 2, -1)  # pyright: ignore[reportArgumentType]
     assert seen == ["0", "1", "1", "1", "1"]
     assert not busy

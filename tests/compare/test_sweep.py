@@ -97,7 +97,7 @@ def test_an_agent_s_command_trains_and_logs_the_metric(file: Path, parts: Path, 
     (run,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert sweep["metric"]["name"].encode() in run.read_bytes()
     (metrics,) = tmp_path.glob("runs/*/version_0/metrics.csv")
-    assert pd.read_csv(metrics)[sweep["metric"]["name"]].notna().sum() == 1
+    assert pd.read_csv(metrics)[sweep["metric"]["name"]].notna().to_numpy().sum() == 1
     (config,) = tmp_path.glob("runs/*/version_0/config.yaml")
     assert yaml.safe_load(config.read_text())["model"]["lr"] == sweep["parameters"]["model.lr"]["values"][-1]
 
