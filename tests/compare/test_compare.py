@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from anomaly3d.__main__ import main
 from anomaly3d.compare.compare import compare
 from anomaly3d.compare.grid import Method, expand
 from anomaly3d.compare.lock import only_one
@@ -38,6 +39,15 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
 def test_published_values_of_no_metric_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'A': no metric auroc; choose from o_auroc"):
         compare({"A": Method(CONF / "sedir.yaml", published={"auroc": 81.0})}, tmp_path)
+
+
+def test_published_tables_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path(__file__).parents[2] / "benchmarks/reported/sedir_per_category.csv"
+    methods = f'--methods={{"SeDiR": {{"config": "{CONF / "sedir.yaml"}"}}}}'
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", methods, f"--output={tmp_path}", f"--reported.files=[{table}]", "--reported.dataset=demo"])
+    assert stop.value.code == 2
+    assert "no data set 'demo' in the tables; choose from Real3D-AD, Anomaly-ShapeNet" in capsys.readouterr().err
 
 
 def mtimes(folder: Path) -> dict[Path, int]:
