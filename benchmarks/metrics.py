@@ -6,7 +6,8 @@ Scores are float32 in (0, 1), the only range that torchmetrics does not transfor
 of them positive and shifted by one. They come in updates of a million. Each measurement has a process of its own.
 Seconds are wall and processor time of updates and computation, without the making of the scores, the best of the
 repeats each (on a shared machine compare processor time, with OMP_NUM_THREADS=1); memory is the process's peak beyond
-what imports and two updates need, the scores included where they are kept.
+what imports and two updates need, the scores included where they are kept. A process that asks for more than
+`--memory` GiB of address space ends, and its row says so.
 """
 
 from __future__ import annotations
@@ -134,7 +135,18 @@ def measure(name: str, points: int, positives: float, repeats: int) -> dict[str,
     return {**seconds, "mib": peak_mib() - before, **values}
 
 
-def table(rows: list[tuple[int, str, dict[str, float]]]) -> str:
+def measured(command: list[str]) -> dict[str, float] | None:
+    """What a process of its own measured; None if its memory did not suffice."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    # numpy raises MemoryError, torch says "not enough memory" or "can't allocate memory"; -9 is the kernel's answer.
+    if done.returncode == -9 or "memory" in (done.stderr.splitlines() or [""])[-1].lower():
+        return None
+    sys.exit(done.stderr)
+
+
+def table(rows: list[tuple[int, str, dict[str, float] | None]]) -> str:
     """Markdown; differences are to scikit-learn where it ran, else to sorting."""
     lines = [
         "| points | metric | seconds | CPU s | CPU, times ours | MiB | AUROC | AP | off AUROC | off AP "
@@ -142,12 +154,16 @@ def table(rows: list[tuple[int, str, dict[str, float]]]) -> str:
         "|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for points, name, row in rows:
-        same = {other: values for count, other, values in rows if count == points}
+        if row is None:
+            lines.append(f"| {points:.0e} | {name} | out of memory |{' |' * 9}")
+            continue
+        same = {other: values for count, other, values in rows if count == points and values is not None}
         reference = same.get("scikit-learn", same.get("sorting (ours)", row))
         off = [f"{abs(row[m] - reference[m]):.0e}" for m in ("auroc", "ap")]
         bounds = [f"{row[m]:.0e}" if m in row else "" for m in ("auroc_bound", "ap_bound")]
-        ratio = row["cpu_seconds"] / same["histograms (ours)"]["cpu_seconds"]
-        numbers = [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{ratio:.1f}", f"{row['mib']:.0f}"]
+        ours = same.get("histograms (ours)")
+        ratio = "" if ours is None else f"{row['cpu_seconds'] / ours['cpu_seconds']:.1f}"
+        numbers = [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", ratio, f"{row['mib']:.0f}"]
         numbers += [f"{row[metric]:.6f}" for metric in ("auroc", "ap")]
         lines.append(f"| {points:.0e} | {name} | {' | '.join([*numbers, *off, *bounds])} |")
     return "\n".join(lines) + "\n"
@@ -160,10 +176,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--positives", type=float, default=0.02, help="share of anomalous points")
     parser.add_argument("--only", choices=list(CONTENDERS), nargs="+", default=list(CONTENDERS))
+    parser.add_argument("--memory", type=float, help="GiB of address space that each process may have")
     parser.add_argument("--here", action="store_true", help="measure the only contender in this process; prints JSON")
     parser.add_argument("--output", type=Path, help="write the table as Markdown")
     arguments = parser.parse_args()
     if arguments.here:
+        if arguments.memory is not None:
+            limit = int(arguments.memory * 2**30)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         (name,), (points,) = arguments.only, arguments.points
         print(json.dumps(measure(name, int(points), arguments.positives, arguments.repeats)))
         return
@@ -172,8 +192,8 @@ def main() -> None:
         for name in arguments.only:
             command = [sys.executable, __file__, "--here", "--only", name, "--points", str(points)]
             command += ["--repeats", str(arguments.repeats), "--positives", str(arguments.positives)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows.append((points, name, json.loads(done.stdout.splitlines()[-1])))
+            command += [] if arguments.memory is None else ["--memory", str(arguments.memory)]
+            rows.append((points, name, measured(command)))
             print(points, name, rows[-1][2], flush=True)
     if arguments.output is not None:
         shown = " ".join(["python", "benchmarks/metrics.py", *sys.argv[1:]])

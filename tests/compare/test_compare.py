@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from anomaly3d.__main__ import main
 from anomaly3d.compare.compare import compare
 from anomaly3d.compare.grid import Method, expand
+from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -37,6 +39,15 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
 def test_published_values_of_no_metric_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'A': no metric auroc; choose from o_auroc"):
         compare({"A": Method(CONF / "sedir.yaml", published={"auroc": 81.0})}, tmp_path)
+
+
+def test_published_tables_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path(__file__).parents[2] / "benchmarks/reported/sedir_per_category.csv"
+    methods = f'--methods={{"SeDiR": {{"config": "{CONF / "sedir.yaml"}"}}}}'
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", methods, f"--output={tmp_path}", f"--reported.files=[{table}]", "--reported.dataset=demo"])
+    assert stop.value.code == 2
+    assert "no data set 'demo' in the tables; choose from Real3D-AD, Anomaly-ShapeNet" in capsys.readouterr().err
 
 
 def mtimes(folder: Path) -> dict[Path, int]:
@@ -66,6 +77,12 @@ def test_compare_runs_both_settings_and_keeps_what_is_finished(tmp_path: Path, p
             assert row[f"{metric}_mean"] == pytest.approx(np.mean(results[metric]))
     assert (tmp_path / "heatmaps.png").stat().st_size > 50_000
     assert "SeDiR" in (tmp_path / "comparison.md").read_text()
+    facts = pd.read_csv(tmp_path / "runs.csv")
+    assert len(facts) == 8  # 2 methods x 2 settings x 2 categories
+    required = ["protocol", "setting", "seed", "backbone_weights", "backbone_sha256", "ops_backend", "versions"]
+    required += ["git_commit", "config_sha256", "train_seconds", "test_seconds", "peak_memory_mib", "device"]
+    assert facts[[name for name in required if name != "git_commit"]].notna().to_numpy().all()
+    assert set(required) <= set(facts.columns)
 
     before, text = mtimes(tmp_path), (tmp_path / "comparison.md").read_text()
     compare(methods, tmp_path, overrides=overrides, jobs=2)
@@ -78,34 +95,76 @@ def test_compare_runs_both_settings_and_keeps_what_is_finished(tmp_path: Path, p
     assert {str(file.relative_to(tmp_path / "runs")) for file in changed} == {"SeDiR/unified/all/seed0/record.json"}
 
 
+TABLES = [f"comparison{kind}.{suffix}" for kind in ("", "_by_category") for suffix in ("csv", "md", "tex")]
+
+
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_from_the_last_epoch(tmp_path: Path, parts: Path) -> None:
+def test_a_comparison_killed_again_and_again_ends_with_the_same_tables(tmp_path: Path, parts: Path) -> None:
+    def command(output: Path) -> list[str]:
+        # Mamba3dAD draws noise at every step and is validated now and then.
+        return [
+            *(sys.executable, "-m", "anomaly3d", "compare", f"--output={output}", "--settings=[unified]"),
+            f'--methods={{"Mamba3dAD": {{"config": "{CONF / "mamba3dad.yaml"}"}}}}',
+            f'--overrides={{"data.root": "{parts}", "trainer.max_epochs": 30, "trainer.check_val_every_n_epoch": 4}}',
+        ]
+
+    output = tmp_path / "killed"
+    folder = output / "runs/Mamba3dAD/unified/all/seed0"
+
+    def epoch() -> int:
+        file = folder / "progress.json"
+        return json.loads(file.read_text())["epoch"] if file.exists() else 0
+
+    reached = [0]
+    for kills in range(3):
+        process = subprocess.Popen(command(output), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while epoch() <= reached[-1] and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.15 * kills)
+        process.send_signal(signal.SIGKILL)  # its run notices by itself
+        process.wait()
+        reached.append(epoch())
+    assert 1 <= reached[-1] < 30, "killed too late or too early to show anything"
+    subprocess.run(command(output), check=True, stdout=subprocess.DEVNULL)
+    record = json.loads((folder / "record.json").read_text())
+    last = pd.read_csv(folder / record["log"] / "metrics.csv")["epoch"].to_numpy()
+    assert reached[-1] <= last.min() <= reached[-1] + 8  # went on: every tenth step is logged, and every validation
+    assert last.max() == 29
+
+    subprocess.run(command(tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
+    for name in [*TABLES, "heatmaps.png"]:
+        assert (tmp_path / "whole" / name).read_bytes() == (output / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_run_does_not_outlive_a_killed_comparison(tmp_path: Path, parts: Path) -> None:
     command = [
         *(sys.executable, "-m", "anomaly3d", "compare", f"--output={tmp_path}", "--settings=[unified]"),
         f'--methods={{"SeDiR": {{"config": "{CONF / "sedir.yaml"}"}}}}',
-        f'--overrides={{"data.root": "{parts}", "trainer.max_epochs": 40, "trainer.limit_val_batches": 0}}',
+        f'--overrides={{"data.root": "{parts}", "trainer.max_epochs": 10000, "trainer.limit_val_batches": 0}}',
     ]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)  # a group of its own
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     progress = tmp_path / "runs/SeDiR/unified/all/seed0/progress.json"
-    deadline = time.monotonic() + 120
-
-    def epoch() -> int:
-        return json.loads(progress.read_text())["epoch"]
-
-    while not (progress.exists() and epoch()) and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while not progress.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
+    assert progress.exists()
+    with pytest.raises(BlockingIOError), (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.send_signal(signal.SIGKILL)
     process.wait()
-    reached = epoch()
-    assert 1 <= reached < 40, "killed too late or too early to show anything"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    folder = tmp_path / "runs/SeDiR/unified/all/seed0"
-    second = pd.read_csv(folder / "log/version_1/metrics.csv").dropna(subset=["train/loss"])["epoch"].to_numpy()
-    # An epoch's checkpoint is written before the progress says so.
-    assert reached <= second.min() <= reached + 3  # every tenth step is logged; an epoch has four
-    assert second.max() == 39
-    assert json.loads((folder / "record.json").read_text())["log"] == "log/version_1"
+    with only_one(tmp_path):  # the run held the lock too
+        pass
+
+
+def test_a_second_comparison_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly3d.compare.lock._PATIENCE", 0.1)
+    refused = pytest.raises(InputError, match=r"new: another comparison works here; give another --output")
+    with only_one(tmp_path / "new"), refused, only_one(tmp_path / "new"):
+        pass
+    with only_one(tmp_path / "new"):
+        pass
 
 
 @pytest.mark.slow

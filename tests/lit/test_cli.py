@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
 from anomaly3d.__main__ import main
 from anomaly3d.data.io import read_cloud
 from anomaly3d.data.pcd import read_pcd, write_pcd
+from anomaly3d.lit.cli import AnomalyCLI
 
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"]
 
@@ -133,9 +136,44 @@ def test_strict_scores_ignore_the_order_of_points(conf: Path, parts: Path) -> No
 def test_training_never_reads_the_test_folder(conf: Path, parts: Path) -> None:
     root = Path("without_test")
     shutil.copytree(parts, root, ignore=shutil.ignore_patterns("test", "GT"))
-    assert fit(conf, root).exists()
-    main(["validate", "--config", str(conf), "--data.root", str(root)])
+    stopper = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/o_auroc")
+    # No AUROC is better than another by 2: training stops at the second validation.
+    stopper += ("--trainer.callbacks.mode=max", "--trainer.callbacks.min_delta=2")
+    stopper += ("--trainer.callbacks.patience=1", "--trainer.max_epochs=20")
+    checkpoint = fit(conf, root, *stopper)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["epoch"] == 1
+    chosen = saved["anomaly3d"]["thresholds"]
+    assert np.isfinite([chosen["object"], chosen["point"]]).all()
+    arguments = ["--config", str(conf), "--data.root", str(root), "--ckpt_path", str(checkpoint)]
+    main(["validate", *arguments])
     assert table(1, "validation")["clouds"].tolist() == [2, 2]
+    assert table(1, "validation")["anomalous_clouds"].tolist() == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_ends_with_the_same_bits(parts: Path, tmp_path: Path) -> None:
+    conf = Path(__file__).parents[1] / "conf" / "mamba3dad.yaml"  # draws noise at every step
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(name: str, *callbacks: Callback) -> Path:
+        checkpoint = tmp_path / name / "last.ckpt"
+        arguments = ["--config", str(conf), "--data.root", str(parts), "--trainer.max_epochs=4"]
+        cli = AnomalyCLI([*arguments, f"--checkpoint.dirpath={checkpoint.parent}"], callbacks=callbacks, run=False)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
+        return checkpoint
+
+    with pytest.raises(SystemExit):
+        run("stopped", Stop())
+    stopped = torch.load(run("stopped"), weights_only=True)
+    whole = torch.load(run("whole"), weights_only=True)
+    assert stopped["epoch"] == whole["epoch"] == 3
+    assert all(torch.equal(value, stopped["state_dict"][name]) for name, value in whole["state_dict"].items())
+    assert whole["anomaly3d"]["thresholds"] == stopped["anomaly3d"]["thresholds"]
 
 
 @pytest.mark.slow

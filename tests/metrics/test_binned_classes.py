@@ -104,6 +104,29 @@ def test_numbers_of_points(metric_class, count):
     assert_bounded(metric_class, [shifted(count, 3)], 1e-3)
 
 
+@pytest.mark.slow
+def test_a_hundred_million_points_are_counted_one_by_one():
+    """A hundred times the same million has its AUROC and AP, which scikit-learn knows; float32 would stop counting."""
+    scores, target = shifted(10**6, 5)
+    metrics = {metric_class: metric_class() for metric_class in REFERENCE}
+    for metric_class, metric in metrics.items():
+        for _ in range(100):
+            metric.update(scores, target)
+        value, lower, upper = (v.item() for v in metric.compute())
+        exact = float(REFERENCE[metric_class](target.numpy(), scores.numpy()))
+        assert lower - 1e-11 <= exact <= upper + 1e-11
+        assert lower <= value <= upper
+        assert upper - lower <= 1e-3
+
+
+@pytest.mark.parametrize("metric_class", REFERENCE)
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_single_point_has_no_ranking(metric_class, label):
+    metric = metric_class()
+    metric.update(torch.tensor([0.3]), torch.tensor([label]))
+    assert all(torch.isnan(v) for v in metric.compute())
+
+
 @pytest.mark.parametrize("metric_class", REFERENCE)
 def test_bfloat16_is_counted_as_it_is(metric_class):
     scores, target = shifted(5000, 4)

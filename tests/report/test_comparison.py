@@ -1,5 +1,6 @@
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from anomaly3d.report.comparison import (
     comparison_tables,
     write_comparison,
 )
+from anomaly3d.report.published import Reported, published_of, read_published
 from anomaly3d.report.results_csv import read_results
 from anomaly3d.report.tables import evaluation_frame
 
@@ -89,14 +91,74 @@ def test_table_shows_percent_deviation_protocol_and_provenance():
     assert "±" not in comparison_tables(make_runs((0,)))[0].markdown()
 
 
+PUBLISHED = {
+    ("sedir", "unified", "o_auroc", "mean"): 0.81,
+    ("sedir", "unified", "o_auroc", "bed"): 0.625,
+    ("mamba3dad", "", "p_aupr", "mean"): 0.2,
+    ("nobody", "", "aupro", "mean"): 0.5,
+}
+
+
 def test_published_values_stand_in_columns_of_their_own():
-    published = {"sedir": {"o_auroc": 81.0}, "mamba3dad": {}}
-    table = comparison_tables(make_runs(), published=published)[0]
-    assert table.columns[-3:] == ["seeds", "O-AUROC published", "O-AUROC difference"]
-    assert [(row[0], row[-2]) for row in table.rows] == [("sedir", "81.0")] * 2 + [("mamba3dad", "")] * 2
-    ours = [100 * naive(make_runs(), "sedir", s, "B-set", "o_auroc")[0] for s in ("unified", "per-category")]
-    assert [row[-1] for row in table.rows] == [*(f"{mean - 81:+.1f}" for mean in ours), "", ""]
+    table = comparison_tables(make_runs(), published=PUBLISHED)[0]
+    assert table.columns[-5:] == [
+        "seeds",
+        *(f"{m} {w}" for m in ("O-AUROC", "P-AUPR") for w in ("published", "difference")),
+    ]
+    ours = {
+        (method, setting, metric): 100 * naive(make_runs(), method, setting, "B-set", metric)[0]
+        for method, setting, metric in itertools.product(("sedir", "mamba3dad"), ("unified", "per-category"), METRICS)
+    }
+    assert [row[-4:] for row in table.rows] == [
+        ["81.0", f"{ours['sedir', 'unified', 'o_auroc'] - 81:+.1f}", "", ""],
+        ["", "", "", ""],  # published of the unified model only
+        ["", "", "20.0", f"{ours['mamba3dad', 'unified', 'p_aupr'] - 20:+.1f}"],
+        ["", "", "20.0", f"{ours['mamba3dad', 'per-category', 'p_aupr'] - 20:+.1f}"],  # no setting is named
+    ]
     assert comparison_tables(make_runs())[0].columns[-1] == "seeds"
+    assert any("Published: what the papers report" in line for line in table.footer)
+
+
+def test_published_values_stand_by_category_too_and_in_every_format(tmp_path):
+    runs = make_runs(datasets=("A-set",))
+    table = category_tables(runs, "o_auroc", published=PUBLISHED)[0]
+    assert table.columns[:4] == ["category", "sedir (unified, strict)", "published", "difference"]
+    assert len(table.columns) == 1 + 4 + 2
+    mine = runs[(runs.method == "sedir") & (runs.setting == "unified")]
+    bed = 100 * float(
+        np.mean([score for name, score in zip(mine.category, mine.o_auroc, strict=True) if name == "bed"])
+    )
+    cells = {row[0]: row[2:4] for row in [*table.rows, *table.summary]}
+    assert cells == {
+        "cup": ["", ""],
+        "bed": ["62.5", f"{bed - 62.5:+.1f}"],
+        "vase": ["", ""],
+        "mean": ["81.0", f"{100 * mine.o_auroc.mean() - 81:+.1f}"],
+    }
+
+    write_comparison(runs, tmp_path, published=PUBLISHED)
+    for name in ("comparison", "comparison_by_category"):
+        assert "81.0" in (tmp_path / f"{name}.md").read_text()
+        assert "& 81.0 &" in (tmp_path / f"{name}.tex").read_text()
+    table = pd.read_csv(tmp_path / "comparison_by_category.csv").set_index(["method", "setting", "category"])
+    assert table.loc[("sedir", "unified", "bed"), "o_auroc_published"] == 0.625
+    assert table.loc[("sedir", "unified", "bed"), "o_auroc_difference"] == pytest.approx(bed / 100 - 0.625)
+    assert table["o_auroc_published"].notna().to_numpy().sum() == 1
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index(["method", "setting"])
+    assert table["o_auroc_published"].tolist() == [0.81, *[pytest.approx(math.nan, nan_ok=True)] * 3]
+    assert table["p_aupr_published"].notna().tolist() == [False, False, True, True]
+    assert "aupro_published" not in table
+
+
+def test_published_tables_give_cells_and_printed_means():
+    file = Path(__file__).parents[2] / "benchmarks/reported/sedir_per_category.csv"
+    found = read_published(Reported([file], "Real3D-AD"))
+    assert found["SeDiR", "unified", "o_auroc", "mean"] == 0.81
+    assert found["BTF(Raw)", "per-category", "o_auroc", "airplane"] == 0.73
+    assert published_of(found, "SeDiR", "unified", "p_auroc") == 0.806
+    assert published_of(found, "SeDiR", "per-category", "o_auroc") is None
+    with pytest.raises(InputError, match="no data set 'demo' in the tables; choose from Real3D-AD, Anomaly-ShapeNet"):
+        read_published(Reported([file], "demo"))
 
 
 def test_a_mean_over_fewer_categories_is_pointed_out():

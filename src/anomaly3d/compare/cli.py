@@ -8,21 +8,26 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from anomaly3d.compare.compare import compare
+from anomaly3d.compare.sweep import search
 from anomaly3d.errors import InputError
 
 _PREFIX = "--overrides."
 
 
 def run(args: Sequence[str]) -> None:
-    """Parse the arguments behind the verb, and compare."""
+    """Parse the arguments behind the verb, and compare; with `--sweep FILE`, search."""
     overrides, others = split_overrides(args)
-    parser = ArgumentParser(prog="anomaly3d compare", description=(compare.__doc__ or "").partition("Args:")[0])
+    searches = any(argument.partition("=")[0] == "--sweep" for argument in others)
+    function = search if searches else compare
+    also = "" if searches else "With --sweep FILE instead: run a W&B sweep without a server (--sweep FILE --help)."
+    description = (function.__doc__ or "").partition("Args:")[0] + also
+    parser = ArgumentParser(prog="anomaly3d compare", description=description)
     parser.add_argument("--config", action="config", help="file with these arguments")
-    parser.add_function_arguments(compare, as_group=False)
+    parser.add_function_arguments(function, as_group=False)
     values: dict[str, Any] = dict(vars(parser.instantiate_classes(parser.parse_args(list(others)))))
     del values["config"]
     values["overrides"] = {**(values["overrides"] or {}), **overrides}
-    compare(**values)
+    function(**values)
 
 
 def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:

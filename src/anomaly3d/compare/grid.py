@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Setting = Literal["unified", "per-category"]
+Split = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and test of the grid."""
+    """One training of the grid, and its evaluation on `split`."""
 
     method: str
     setting: Setting
@@ -39,6 +40,7 @@ class Run:
     config: Path
     overrides: dict[str, Any]
     folder: Path
+    split: Split = "test"
 
     @property
     def name(self) -> str:
@@ -59,7 +61,8 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
-        content = json.dumps([self.config.read_text(), self.arguments])
+        split = [] if self.split == "test" else [self.split]
+        content = json.dumps([self.config.read_text(), self.arguments, *split])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -70,6 +73,7 @@ def expand(
     categories: Sequence[str],
     overrides: Mapping[str, Any],
     output: Path,
+    split: Split = "test",
 ) -> Iterator[Run]:
     """All runs of a grid, in the order of the table."""
     for name, method in methods.items():
@@ -86,6 +90,7 @@ def expand(
                         config=method.config,
                         overrides={**overrides, **method.overrides},
                         folder=output / "runs" / name / setting / leaf / f"seed{seed}",
+                        split=split,
                     )
 
 

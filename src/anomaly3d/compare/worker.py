@@ -1,11 +1,14 @@
-"""One run of a grid in a process of its own: `python -m anomaly3d.compare.worker FOLDER FINGERPRINT ARGUMENT...`."""
+"""One run of a grid in a process of its own: `python -m anomaly3d.compare.worker FOLDER SPLIT FINGERPRINT ARG...`."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
+from threading import Thread
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -33,11 +36,12 @@ class Progress(Callback):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
+        if trainer.is_global_zero:
+            write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
 
 
-def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
-    """Train (or go on training), test, and write `record.json`, in that order."""
+def execute(folder: Path, split: str, fingerprint: str, arguments: list[str]) -> None:
+    """Train (or go on training), test or validate, and write `record.json`, in that order."""
     # A folder per attempt: a run that was killed keeps the curve of its first part.
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -59,9 +63,11 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     assert isinstance(data, PointCloudDataModule)
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-    trainer.test(module, data, verbose=False)
+    (trainer.test if split == "test" else trainer.validate)(module, data, verbose=False)
     log = Path(trainer.log_dir or folder)
-    record = json.loads((log / "test" / "record.json").read_text())
+    if not trainer.is_global_zero:
+        return
+    record = json.loads((log / split / "record.json").read_text())
     record |= {
         "log": str(log.relative_to(folder)),
         "fingerprint": fingerprint,
@@ -70,8 +76,18 @@ def execute(folder: Path, fingerprint: str, arguments: list[str]) -> None:
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
 
 
+def die_with_parent() -> None:
+    """End this process and its children when the parent, which holds the other end of standard input, is gone.
+
+    A run that outlived a killed comparison would write into the folder of its successor.
+    """
+    os.read(0, 1)  # not sys.stdin, whose lock Python takes when it ends
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    Thread(target=die_with_parent, daemon=True).start()
     try:
-        execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+        execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
     except InputError as error:
         sys.exit(f"anomaly3d: {error}")

@@ -19,19 +19,13 @@ from rich.console import Console
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.lit.module import AnomalyModule
-from anomaly3d.lit.record import provenance, settings
+from anomaly3d.lit.record import provenance, row_facts, settings
 from anomaly3d.report.files import write_text
 from anomaly3d.report.tables import evaluation_table, write_evaluation
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 _SHOWN = ("method", "split", "setting", "protocol", "seed", "backbone_sha256", "git_commit")
 """What stands under the table."""
-_IN_ROWS = (
-    *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
-    *("ops_backend", "versions", "git_commit", "config_sha256", "train_seconds", "test_seconds"),
-    *("peak_memory_mib", "peak_gpu_memory_mib", "device"),
-)
-"""What every row of the CSV carries."""
 
 
 class ResultTable(Callback):
@@ -51,7 +45,8 @@ class ResultTable(Callback):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
         assert isinstance(module, AnomalyModule)
-        log_dir = trainer.log_dir  # a broadcast: every rank has to ask
+        # A broadcast: every rank has to ask. Without a logger it would be a folder that other runs write to as well.
+        log_dir = trainer.log_dir if trainer.loggers else None
         if not trainer.is_global_zero or module.result is None:
             return
         config = settings(Path(log_dir or "") / "config.yaml")
@@ -61,7 +56,7 @@ class ResultTable(Callback):
         if log_dir is None:
             return
         folder = Path(log_dir) / split
-        csv = write_evaluation(module.result, shown, folder, {name: _cell(record[name]) for name in _IN_ROWS})[0]
+        csv = write_evaluation(module.result, shown, folder, row_facts(record))[0]
         # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
         record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
@@ -86,7 +81,9 @@ class PointScores(Callback):
         """Choose the clouds from the index, without regard to any score."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, PointCloudDataModule)
-        self.folder = None if (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
+        self.folder = (
+            None if not trainer.loggers or (log_dir := trainer.log_dir) is None else Path(log_dir) / "point_scores"
+        )
         self.chosen = {
             sample_id
             for category in data.category_names
@@ -185,11 +182,6 @@ def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
         "train_seconds": round(module.train_seconds, 1),
         "test_seconds": round(module.test_seconds, 1),
     }
-
-
-def _cell(value: Any) -> Any:
-    """A mapping as the text of one cell."""
-    return "; ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else value
 
 
 def choose(records: list[CloudRecord], count: int) -> list[str]:

@@ -12,13 +12,17 @@ from typing import Any
 
 import torch
 from jsonargparse import set_parsing_settings
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError
 from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
+from anomaly3d.lit.heatmaps import HeatMaps
 from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.lit.random_state import RandomState
+from anomaly3d.lit.run_folder import SaveConfig, check_loggers, with_folder
 
 
 class AnomalyCLI(LightningCLI):
@@ -37,9 +41,10 @@ class AnomalyCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # the schedule is the module's: its settings are plain config keys
-            save_config_kwargs={"overwrite": True},  # a resumed run writes into its own folder again
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},  # of a run that was given its `version`, to go on in its folder
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d"},
-            trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), *callbacks]},
+            trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), HeatMaps(), RandomState(), *callbacks]},
             args=args,
             **kwargs,
         )
@@ -60,7 +65,7 @@ class AnomalyCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Look at the checkpoint first: a wrong path should not cost the time to read the data."""
+        """Look at checkpoint and loggers first: a mistake there should not cost the time to read the data."""
         super().parse_arguments(parser, args)
         verb = self.config.get("subcommand")
         config = self.config[verb] if verb else self.config
@@ -69,6 +74,13 @@ class AnomalyCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path is not None and path not in ("best", "last", "hpc"):
             check_checkpoint(Path(path))
+        check_loggers(config["trainer"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer whose first logger has a folder for this run alone."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.loggers = with_folder(trainer.loggers)
+        return trainer
 
 
 class DataCLI(AnomalyCLI):

@@ -129,9 +129,9 @@ class AnomalyModule(L.LightningModule):
         """A fresh evaluator."""
         self._start_evaluation(exact=self.exact_metrics)
 
-    def validation_step(self, batch: PointCloudBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PointCloudBatch, batch_idx: int) -> AnomalyPrediction:
         """Score a batch of the validation split (training clouds with synthetic defects)."""
-        self._evaluate(batch)
+        return self._evaluate(batch)
 
     def test_step(self, batch: PointCloudBatch, batch_idx: int) -> AnomalyPrediction:
         """Score a batch of test clouds."""

@@ -10,6 +10,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from anomaly3d.ops.backend import CHOSEN
 
 _NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 """Settings of the trainer that say where files go and what is shown."""
+_IN_ROWS = (
+    *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
+    *("ops_backend", "versions", "git_commit", "config_sha256", "train_seconds", "test_seconds"),
+    *("peak_memory_mib", "peak_gpu_memory_mib", "device"),
+)
 _PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
 
 
@@ -65,6 +71,18 @@ def settings(config: Path) -> dict[str, str | None]:
     return {
         "backbone_weights": detector.get("backbone_weights"),
         "config_sha256": hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def row_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row of a CSV of results carries of a run's record; mappings as the text of one cell.
+
+    Facts that records of older versions lack are None.
+    """
+    facts = {name: record.get(name) for name in _IN_ROWS}
+    return {
+        name: "; ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else value
+        for name, value in facts.items()
     }
 
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS, mean_interval
 from anomaly3d.report.files import write_text
+from anomaly3d.report.published import MEAN, Published, published_metrics, published_of
 from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RUN_COLUMNS = ("method", "setting", "dataset", "seed", "protocol")
-Published = Mapping[str, Mapping[str, float]]
-"""What papers report, in percent: method -> metric -> value."""
 
 _GROUP = ["dataset", "protocol", "method", "setting"]
 _CLOUDS = ["clouds", "anomalous_clouds"]
 _ENDS = [f"{metric}_ci_{end}" for metric in METRICS for end in ("low", "high")]
+_PUBLISHED = "Published: what the papers report, on their data; difference: ours minus theirs."
 _OPTIONAL = ["aupro", *_ENDS, *_CLOUDS]
 """Columns that the records of older versions lack."""
 
@@ -71,8 +71,8 @@ def comparison_tables(
     O-AUROC, over few clouds the least certain, has its 95 % interval beside it. Metrics that have `published` values
     get a column of them, on the paper's data, whatever data these runs had, and one of ours minus theirs.
     """
-    published = published or {}
-    reported = [m for m in METRICS if any(m in values for values in published.values())]
+    published = _of_these(runs, published)
+    reported = published_metrics(published, METRICS)
     categories = runs.groupby("dataset")["category"].nunique()
     tables = []
     for dataset, rows in _by_dataset(compare(runs)).items():
@@ -83,6 +83,7 @@ def comparison_tables(
         with_intervals = any(row["o_auroc_interval"] for row in rows)
         if with_intervals:
             footer.append("95 %: interval of the mean, by bootstrap over the test clouds of each category.")
+        footer += [_PUBLISHED] if reported else []
         footer += [
             f"{row['method']} ({row['setting']}, {row['protocol']}) has a mean over {row['categories']:.0f} categories "
             "only, which is not comparable with the others."
@@ -95,7 +96,7 @@ def comparison_tables(
                 *map(row.get, METRICS),
                 *([row["o_auroc_interval"]] if with_intervals else []),
                 str(row["seeds"]),
-                *(cell for m in reported for cell in _published(row, m, published.get(row["method"], {}).get(m))),
+                *(cell for m in reported for cell in _published(row, m, published)),
             ]
             for row in rows
         ]
@@ -106,31 +107,44 @@ def comparison_tables(
     return tables
 
 
-def category_tables(runs: pd.DataFrame, metric: str, provenance: Sequence[str] = ()) -> list[Table]:
+def category_tables(
+    runs: pd.DataFrame, metric: str, provenance: Sequence[str] = (), published: Published | None = None
+) -> list[Table]:
     """One table of one metric per data set: rows are categories, columns what is compared, means at the foot.
 
-    Behind a number stands its 95 % interval, where the runs have one.
+    Behind a number stands its 95 % interval, where the runs have one; behind a column those of its published values
+    and of the differences, where there are any.
     """
+    published = _of_these(runs, published)
     cells = _by_dataset(compare_categories(runs))
     tables = []
     for dataset, means in _by_dataset(compare(runs)).items():
-        contenders = [tuple(row[name] for name in _GROUP) for row in means]
-        value = {(*(row[name] for name in _GROUP), row["category"]): _cell(row, metric) for row in cells[dataset]}
+        rows = {tuple(row[name] for name in [*_GROUP, "category"]): row for row in cells[dataset]}
         categories = dict.fromkeys(row["category"] for row in cells[dataset])
+        columns, lines, summary = ["category"], [[str(name)] for name in categories], ["mean"]
+        reported = False
+        for mean in means:
+            contender = tuple(mean[name] for name in _GROUP)
+            mine = [rows.get((*contender, name)) for name in categories]
+            _, protocol, method, setting = contender
+            has_published = any(key[0] == method and key[1] in (setting, "") and key[2] == metric for key in published)
+            reported |= has_published
+            columns += [f"{method} ({setting}, {protocol})", *(["published", "difference"] if has_published else [])]
+            for line, row in zip([*lines, summary], [*mine, mean], strict=True):
+                line.append("" if row is None else _cell(row, metric))
+                if has_published:
+                    line.extend(("", "") if row is None else _published(row, metric, published))
+        footer = [
+            "Percent; in brackets the 95 % interval by bootstrap over test clouds."
+            if any(row[f"{metric}_interval"] for row in means)
+            else "Percent."
+        ]
         tables.append(
             Table(
-                columns=[
-                    "category",
-                    *(f"{method} ({setting}, {protocol})" for _, protocol, method, setting in contenders),
-                ],
-                rows=[[str(name), *(value.get((*c, name), "") for c in contenders)] for name in categories],
-                summary=[["mean", *(_cell(row, metric) for row in means)]],
-                footer=[
-                    "Percent; in brackets the 95 % interval by bootstrap over test clouds."
-                    if any(row[f"{metric}_interval"] for row in means)
-                    else "Percent.",
-                    *provenance,
-                ],
+                columns=columns,
+                rows=lines,
+                summary=[summary],
+                footer=[*footer, *([_PUBLISHED] if reported else []), *provenance],
                 title=f"{dataset}: {HEADINGS[metric]}",
             )
         )
@@ -145,13 +159,13 @@ def write_comparison(
     `provenance` lines (versions, commit, device) stand under every table.
     """
     directory = Path(directory)
-    by_category = [table for metric in METRICS for table in category_tables(runs, metric, provenance)]
+    by_category = [table for metric in METRICS for table in category_tables(runs, metric, provenance, published)]
     tables = comparison_tables(runs, provenance, published)
     texts = {
-        "comparison.csv": compare(runs).to_csv(index=False),
+        "comparison.csv": _with_published(compare(runs), runs, published).to_csv(index=False),
         "comparison.md": "\n".join(table.markdown() for table in tables),
         "comparison.tex": "\n".join(table.latex() for table in tables),
-        "comparison_by_category.csv": compare_categories(runs).to_csv(index=False),
+        "comparison_by_category.csv": _with_published(compare_categories(runs), runs, published).to_csv(index=False),
         "comparison_by_category.md": "\n".join(table.markdown() for table in by_category),
         "comparison_by_category.tex": "\n".join(table.latex() for table in by_category),
     }
@@ -169,12 +183,32 @@ def _checked(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.reindex(columns=[*runs.columns, *(name for name in _OPTIONAL if name not in runs.columns)])
 
 
-def _published(row: Mapping[str, Any], metric: str, value: float | None) -> tuple[str, str]:
-    """A published value in percent, and ours minus it."""
+def _of_these(runs: pd.DataFrame, published: Published | None) -> Published:
+    """What is published of these runs' methods."""
+    methods = set(runs["method"])
+    return {key: value for key, value in (published or {}).items() if key[0] in methods}
+
+
+def _with_published(table: pd.DataFrame, runs: pd.DataFrame, published: Published | None) -> pd.DataFrame:
+    """The table with columns `_published` and `_difference` (fractions) of each metric that has published values."""
+    published = _of_these(runs, published)
+    for metric in published_metrics(published, METRICS):
+        values = [
+            published_of(published, row["method"], row["setting"], metric, row.get("category", MEAN))
+            for row in table.to_dict("records")
+        ]
+        table[f"{metric}_published"] = [math.nan if value is None else value for value in values]
+        table[f"{metric}_difference"] = table[f"{metric}_mean"] - table[f"{metric}_published"]
+    return table
+
+
+def _published(row: Mapping[str, Any], metric: str, published: Published) -> tuple[str, str]:
+    """The value published of a row, in percent, and ours minus it; nothing where none is."""
+    value = published_of(published, row["method"], row["setting"], metric, row.get("category", MEAN))
     if value is None:
         return "", ""
-    difference = 100 * row[f"{metric}_mean"] - value
-    return f"{value:.1f}", "–" if math.isnan(difference) else f"{difference:+.1f}"
+    difference = 100 * (row[f"{metric}_mean"] - value)
+    return f"{100 * value:.1f}", "–" if math.isnan(difference) else f"{difference:+.1f}"
 
 
 def _cell(row: Mapping[str, Any], metric: str) -> str:

@@ -1,0 +1,88 @@
+"""Runs of a grid beside each other, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from anomaly3d.compare.devices import shares
+from anomaly3d.compare.grid import Run
+from anomaly3d.errors import InputError
+
+
+def execute_all(runs: list[Run], jobs: int, lock: int) -> None:
+    """Run the waiting part of a grid, `jobs` at a time; the first failure ends it. `lock`: see `start`."""
+    waiting = list(runs)
+    free = shares(jobs)
+    running: list[tuple[Run, subprocess.Popen[bytes], dict[str, str], TaskID]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        overall = progress.add_task("runs", total=len(runs))
+        try:
+            while waiting or running:
+                while waiting and free:
+                    run, share = waiting.pop(0), free.pop(0)
+                    running.append((run, start(run, share, lock), share, progress.add_task(run.name, total=None)))
+                time.sleep(0.2)
+                for entry in list(running):
+                    run, process, share, bar = entry
+                    show_progress(progress, bar, run)
+                    if process.poll() is None:
+                        continue
+                    running.remove(entry)
+                    free.append(share)
+                    progress.remove_task(bar)
+                    progress.advance(overall)
+                    if process.returncode != 0:
+                        raise InputError(failure(run))
+        finally:
+            for _, process, _, _ in running:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own, its output in `log.txt`.
+
+    `share` is the environment that gives it its part of the machine. It inherits the descriptor `lock`.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = run.folder / "fingerprint"
+    if not fingerprint.exists() or fingerprint.read_text() != run.fingerprint:
+        # A checkpoint of other settings must not be gone on from.
+        (run.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        fingerprint.write_text(run.fingerprint)
+    (run.folder / "progress.json").unlink(missing_ok=True)
+    with (run.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "anomaly3d.compare.worker", str(run.folder), run.split, run.fingerprint),
+                *run.arguments,
+            ],
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends: the worker then ends too
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock],
+            env={**os.environ, **share},
+        )
+
+
+def show_progress(progress: Progress, bar: TaskID, run: Run) -> None:
+    """Epochs of one running training."""
+    file = run.folder / "progress.json"
+    if file.exists():
+        state = json.loads(file.read_text())
+        progress.update(bar, completed=state["epoch"], total=state["epochs"])
+
+
+def failure(run: Run) -> str:
+    """What to say of a run that failed: the last lines of its log."""
+    log = run.folder / "log.txt"
+    tail = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-8:])
+    return f"the run '{run.name}' failed; the end of {log}:\n{tail}"

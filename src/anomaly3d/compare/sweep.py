@@ -1,0 +1,90 @@
+"""A W&B sweep file without a server: the same search as a grid of runs, judged on validation clouds."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomaly3d.compare.compare import compare
+from anomaly3d.compare.grid import Method
+from anomaly3d.errors import InputError
+from anomaly3d.metrics.result import METRICS
+
+
+def search(
+    sweep: Path,
+    output: Path,
+    seeds: list[int] | None = None,
+    overrides: dict[str, Any] | None = None,
+    jobs: int | None = None,
+) -> None:
+    """Run every combination of a sweep file and rank them by its metric on validation clouds.
+
+    These are made from training clouds: the test folder is not read. Started again after a kill it goes on.
+
+    Args:
+        sweep: file as for `wandb sweep`, e.g. `configs/sweep/sedir.yaml`; of method `grid`.
+        output: folder of the results: `comparison.md`, `.csv`, `.tex`, the best first, and `runs/`.
+        seeds: one run per combination and seed; default [0].
+        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
+        jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
+
+    Raises:
+        InputError: the file is no such sweep, the data can't be read, or a run failed.
+    """
+    methods, metric = read_sweep(sweep)
+    compare(methods, output, ["unified"], seeds, overrides, jobs, split="validation", rank=metric)
+
+
+def read_sweep(file: Path) -> tuple[dict[str, Method], str]:
+    """The combinations of a sweep file, each as a row of a comparison, and the metric that ranks them.
+
+    Raises InputError for what an agent would not run, or what this search cannot do.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such sweep")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        command, parameters, name = content["command"], content["parameters"], content["metric"]["name"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: a sweep needs `command`, `parameters` and `metric`") from error
+    if content.get("method") != "grid":
+        raise InputError(f"{file}: method '{content.get('method')}'; without a server only `grid` can be searched")
+    split, _, metric = name.partition("/")
+    if split != "val" or metric not in METRICS:
+        known = ", ".join(f"val/{known}" for known in METRICS)
+        raise InputError(f"{file}: metric '{name}'; choose from {known} (nothing is chosen on test clouds)")
+    fixed = dict(_flag(file, part) for part in command if part.startswith("--") and not _logs(part))
+    config = fixed.pop("config", None)
+    if config is None:
+        raise InputError(f"{file}: the command names no --config=RECIPE")
+    values = [_values(file, key, parameter) for key, parameter in parameters.items()]
+    methods = {}
+    for chosen in product(*values):
+        overrides = dict(zip(parameters, chosen, strict=True))
+        row = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
+        methods[row] = Method(Path(config), {**fixed, **overrides})
+    return methods, metric
+
+
+def _flag(file: Path, part: str) -> tuple[str, str]:
+    key, equals, value = part.removeprefix("--").partition("=")
+    if not equals:
+        raise InputError(f"{file}: write `{part}` of the command with its value as one word, {part}=VALUE")
+    return key, value
+
+
+def _logs(part: str) -> bool:
+    """Loggers are a run's own affair here."""
+    return part.startswith("--trainer.logger")
+
+
+def _values(file: Path, key: str, parameter: dict[str, Any]) -> list[Any]:
+    if "values" in parameter:
+        return list(parameter["values"])
+    if "value" in parameter:
+        return [parameter["value"]]
+    raise InputError(f"{file}: parameter '{key}' has no `values`, which a grid needs")

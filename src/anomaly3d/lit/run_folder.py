@@ -1,0 +1,75 @@
+"""Every run has a folder of its own, with its configuration in it and, where W&B is used, there too."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from anomaly3d.errors import InputError
+
+
+def with_folder(loggers: list[Logger]) -> list[Logger]:
+    """The loggers, with one first that has a folder per run, which this run claims.
+
+    The first logger's folder is the run's: `config.yaml`, checkpoints and results go there. W&B's is shared by all
+    runs, so a CSVLogger with its `save_dir` and name takes the lead. None stay none.
+    """
+    if not loggers:
+        return []
+    first = loggers[0]
+    if isinstance(first, WandbLogger):
+        settings: dict[str, Any] = first._wandb_init
+        folder, name = first.save_dir or ".", settings["name"] or settings["project"]
+        loggers = [CSVLogger("runs" if folder == "." else folder, name), *loggers]
+    if isinstance(loggers[0], CSVLogger):
+        claim(loggers[0])
+    return loggers
+
+
+@rank_zero_only
+def claim(logger: CSVLogger) -> None:
+    """Make the logger's folder, the next that no other run has; a `version` that was asked for is taken as it is.
+
+    Lightning looks for the next number and makes its folder only later: two runs that start together would share it.
+    """
+    while logger._version is None:
+        version = logger._get_next_version()
+        try:
+            (Path(logger.root_dir) / f"version_{version}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        logger._version = version
+
+
+def check_loggers(config: Any) -> None:
+    """Raise InputError for a configuration (of `trainer`) that asks W&B for what it cannot do here."""
+    found = config.get("logger")
+    loggers = found if isinstance(found, list) else [found]
+    for logger in (entry for entry in loggers if getattr(entry, "class_path", "").endswith("WandbLogger")):
+        if find_spec("wandb") is None:
+            raise InputError("trainer.logger: W&B is not installed; pip install 'anomaly3d[wandb]'")
+        if logger.init_args.offline and logger.init_args.log_model:
+            raise InputError("trainer.logger: W&B takes no checkpoints offline; leave out `log_model` or `offline`")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration, every default included, to the run's folder and to W&B."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Without a logger there is no folder of the run's own, and nothing is written."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """To W&B, as `wandb.config`."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(config)
