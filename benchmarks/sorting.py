@@ -124,7 +124,9 @@ def tokens_of(detector: Mamba3dAD, batch: PointCloudBatch) -> tuple[Float[Tensor
     return rearrange(tokens, "b m (l d) -> b l m d", l=len(detector.blocks)), groups.centres
 
 
-def measured(plan: Float[Tensor, "1 T S"], centres: Float[Tensor, "1 M 3"], sigma: float) -> tuple[float, ...]:
+def measured(
+    plan: Float[Tensor, "1 T S"], centres: Float[Tensor, "1 M 3"], sigma: float
+) -> tuple[float, float, float, float]:
     """Both losses and the plan's largest deviations from its marginals."""
     share = plan.shape[2] / plan.shape[1]
     column, row = (plan.sum(1) - 1).abs().max(), (plan.sum(2) / share - 1).abs().max()
