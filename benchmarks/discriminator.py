@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     print("| run | epochs | BCE, first | last | AUROC, untrained | trained | positives | p | gamma | its range |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|:--|:--|")
-    curves = {}
+    curves: dict[str, pd.DataFrame] = {}
     for run in args.runs:
         trained = load_trained(run)
         if not isinstance(trained.detector, Mamba3dAD) or trained.detector.corruption not in ("features", "tokens"):
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             aurocs.append(roc_auc_score(labels > 0.5, logits))
             positives = labels.mean().item()
         table = pd.read_csv(next(run.rglob("metrics.csv"))).dropna(subset="train/bce").set_index("epoch")
-        curves[run] = table
+        curves[f"{run.parent.name}/{run.name}"] = table
         bce, gamma, low_high = table["train/bce"], table["train/gamma"], trained.detector.generator.gamma_range
         print(
             f"| {trained.detector.corruption} | {trained.epochs} | {bce.iloc[0]:.3f} | {bce.iloc[-1]:.3f} "
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {trained.detector.generator.probability} | {gamma.min():.2f} to {gamma.max():.2f} | {low_high} |"
         )
     if args.picture:
-        draw({f"{run.name}": table for run, table in curves.items()}, args.picture)
+        draw(curves, args.picture)
 
 
 def draw(curves: dict[str, pd.DataFrame], path: Path) -> None:

@@ -7,6 +7,8 @@ untrained sorter is the same recipe's before its first step, with the same froze
 
 - step: mean distance in space of tokens that follow one another, the mean distance of any two tokens being 1.
 - near: of the tokens of the eight patches around a token, the share that stands within a sixteenth of the row.
+- different: share of the row's places with a token that stands nowhere before; a row that repeats few tokens has small
+  steps and orders nothing.
 """
 
 from __future__ import annotations
@@ -59,18 +61,19 @@ def hilbert(places: Float[Tensor, "T 3"], bits: int = 8) -> Int[Tensor, " T"]:
     return torch.from_numpy(key.argsort(kind="stable"))
 
 
-def scores(row: Int[Tensor, " R"], places: Float[Tensor, "T 3"]) -> tuple[float, float]:
-    """(step, near) of a row of tokens; near is NaN where not every token stands in it once."""
+def scores(row: Int[Tensor, " R"], places: Float[Tensor, "T 3"]) -> tuple[float, float, float]:
+    """(step, near, different) of a row of tokens; near is NaN where not every token stands in it once."""
     distance = torch.cdist(places, places)
     step = (distance[row[:-1], row[1:]].mean() / distance.mean()).item()
-    if len(row) != len(places):
-        return step, float("nan")
+    different = len(row.unique()) / len(row)
+    if len(row) != len(places) or different < 1:
+        return step, float("nan"), different
     layers = len(places) // len(places.unique(dim=0))
     around = distance.topk((NEIGHBOURS + 1) * layers, largest=False).indices
     place = row.argsort()
     gap = (place[around] - place[:, None]).abs()
     itself = around == torch.arange(len(places))[:, None]
-    return step, (gap <= REACH * len(places))[~itself].float().mean().item()
+    return step, (gap <= REACH * len(places))[~itself].float().mean().item(), different
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     untrained = Mamba3dAD(**trained.config["model"]["detector"]["init_args"]).gsas.eval()
     assert isinstance(untrained, GSAS)
-    rows: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[tuple[float, float, float]]] = {}
     losses: dict[str, list[tuple[float, float, float, float]]] = {}
     for batch in clouds:
         tokens, centres = tokens_of(detector, batch)
@@ -106,10 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
         for name, make in fixed.items():
             rows.setdefault(name, []).append(scores(make(), places))
     print(f"{len(clouds)} normal test clouds, {len(places)} tokens, {trained.epochs} epochs\n")
-    print("| order | step | near |\n|:--|--:|--:|")
+    print("| order | step | near | different |\n|:--|--:|--:|--:|")
     for name, values in rows.items():
-        step, near = np.mean(values, axis=0)
-        print(f"| {name} | {step:.2f} | {'' if np.isnan(near) else f'{near:.2f}'} |")
+        step, near, different = np.mean(values, axis=0)
+        print(f"| {name} | {step:.2f} | {'' if np.isnan(near) else f'{near:.2f}'} | {different:.2f} |")
     print("\n| sorter | L_ent | L_loc | largest error of a column sum | of a row sum, in S/T |\n|:--|--:|--:|--:|--:|")
     for name, values in losses.items():
         entropy, local, column, row = np.array(values).T
