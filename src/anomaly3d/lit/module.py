@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly3d.data.datamodule import PointCloudDataModule
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
 from anomaly3d.metrics.result import Thresholds
@@ -57,6 +57,8 @@ class AnomalyModule(L.LightningModule):
         exact_metrics: bool = False,
     ) -> None:
         super().__init__()
+        check_range(1e-12, math.inf, lr=lr)
+        check_range(0, math.inf, weight_decay=weight_decay, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr)
         self.detector = detector
         self.lr = lr
         self.weight_decay = weight_decay
