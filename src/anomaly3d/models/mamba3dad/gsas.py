@@ -58,7 +58,8 @@ class GSAS(nn.Module):
     """Sorts T = L * M tokens into S slots by entropic transport.
 
     A token's descriptor is the maximum of its down-projected graph neighbours, its affinity to a slot the product of
-    descriptor and slot query plus the slot's bias; Sinkhorn scaling turns affinities into a plan P.
+    descriptor and slot query plus the slot's bias; Sinkhorn scaling turns affinities into a plan P. The bias is the
+    paper's and without effect: what it adds to a whole column the column's normalisation takes away, in `softmax` too.
 
     Args:
         width: channels of a token (D).
