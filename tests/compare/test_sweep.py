@@ -102,6 +102,15 @@ def test_an_agent_s_command_trains_and_logs_the_metric(file: Path, parts: Path, 
     assert yaml.safe_load(config.read_text())["model"]["lr"] == sweep["parameters"]["model.lr"]["values"][-1]
 
 
+def test_overrides_replace_what_the_command_sets_but_not_what_is_searched(tmp_path: Path) -> None:
+    command = ["anomaly3d", "fit", "--config=recipe.yaml", "--data.root=theirs", "--trainer.max_epochs=100", "${args}"]
+    file = sweep_file(tmp_path, command=command)
+    methods, _ = read_sweep(file, {"data.root": "mine", "model.lr": 0.5})
+    assert [method.overrides for method in methods.values()] == [
+        {"data.root": "mine", "trainer.max_epochs": "100", "model.lr": lr} for lr in (1.0e-5, 1.0e-3)
+    ]
+
+
 def sweep_file(folder: Path, **changes: Any) -> Path:
     content = {
         "method": "grid",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,21 @@ def search(
         sweep: file as for `wandb sweep`, e.g. `configs/sweep/sedir.yaml`; of method `grid`.
         output: folder of the results: `comparison.md`, `.csv`, `.tex`, the best first, and `runs/`.
         seeds: one run per combination and seed; default [0].
-        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
+        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`; they replace
+            those of the file's command, but not what is searched.
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
 
     Raises:
         InputError: the file is no such sweep, the data can't be read, or a run failed.
     """
-    methods, metric = read_sweep(sweep)
-    compare(methods, output, ["unified"], seeds, overrides, jobs, split="validation", rank=metric)
+    methods, metric = read_sweep(sweep, overrides)
+    compare(methods, output, ["unified"], seeds, None, jobs, split="validation", rank=metric)
 
 
-def read_sweep(file: Path) -> tuple[dict[str, Method], str]:
+def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[dict[str, Method], str]:
     """The combinations of a sweep file, each as a row of a comparison, and the metric that ranks them.
+
+    `overrides` replace values of the file's command.
 
     Raises InputError for what an agent would not run, or what this search cannot do.
     """
@@ -57,16 +61,17 @@ def read_sweep(file: Path) -> tuple[dict[str, Method], str]:
     if split != "val" or metric not in METRICS:
         known = ", ".join(f"val/{known}" for known in METRICS)
         raise InputError(f"{file}: metric '{name}'; choose from {known} (nothing is chosen on test clouds)")
-    fixed = dict(_flag(file, part) for part in command if part.startswith("--") and not _logs(part))
+    fixed: dict[str, Any] = dict(_flag(file, part) for part in command if part.startswith("--") and not _logs(part))
     config = fixed.pop("config", None)
     if config is None:
         raise InputError(f"{file}: the command names no --config=RECIPE")
+    fixed |= overrides or {}
     values = [_values(file, key, parameter) for key, parameter in parameters.items()]
     methods = {}
-    for chosen in product(*values):
-        overrides = dict(zip(parameters, chosen, strict=True))
-        row = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
-        methods[row] = Method(Path(config), {**fixed, **overrides})
+    for combination in product(*values):
+        chosen = dict(zip(parameters, combination, strict=True))
+        row = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
+        methods[row] = Method(Path(config), {**fixed, **chosen})
     return methods, metric
 
 

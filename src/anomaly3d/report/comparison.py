@@ -82,7 +82,7 @@ def comparison_tables(
         footer = [f"Percent; mean over {most:.0f} of {total} categories{deviation}."]
         with_intervals = any(row["o_auroc_interval"] for row in rows)
         if with_intervals:
-            footer.append("95 %: interval of the mean, by bootstrap over the test clouds of each category.")
+            footer.append("95 %: interval of the mean, by bootstrap over the clouds of each category.")
         footer += [_PUBLISHED] if reported else []
         footer += [
             f"{row['method']} ({row['setting']}, {row['protocol']}) has a mean over {row['categories']:.0f} categories "
@@ -135,7 +135,7 @@ def category_tables(
                 if has_published:
                     line.extend(("", "") if row is None else _published(row, metric, published))
         footer = [
-            "Percent; in brackets the 95 % interval by bootstrap over test clouds."
+            "Percent; in brackets the 95 % interval by bootstrap over clouds."
             if any(row[f"{metric}_interval"] for row in means)
             else "Percent."
         ]
