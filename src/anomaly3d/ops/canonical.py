@@ -25,6 +25,11 @@ def canonical_order(xyz: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
     return _order_torch(xyz)
 
 
+def order_seen(xyz: Float[Tensor, "N 3"], canonical: bool) -> Int[Tensor, " N"]:
+    """The order in which a detector sees the points: canonical, or the file's."""
+    return canonical_order(xyz) if canonical else torch.arange(len(xyz), device=xyz.device)
+
+
 def _order_torch(xyz: Tensor) -> Tensor:
     order = xyz[:, 2].argsort(stable=True)
     for axis in (1, 0):

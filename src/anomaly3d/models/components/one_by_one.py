@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.ops.canonical import canonical_order
+from anomaly3d.ops.canonical import order_seen
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
@@ -40,4 +40,4 @@ def score_one_by_one(
 
 def order_of(cloud: Float[Tensor, "N 3"], protocol: str) -> Tensor:
     """Indices (N,): the canonical order under `strict`, the file's under `paper`."""
-    return canonical_order(cloud) if protocol == "strict" else torch.arange(len(cloud), device=cloud.device)
+    return order_seen(cloud, canonical=protocol == "strict")

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
-from anomaly3d.ops.canonical import canonical_order
+from anomaly3d.ops.canonical import order_seen
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
@@ -81,7 +81,7 @@ class PatchSampler(nn.Module):
 
     def order(self, cloud: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
         """The order in which the model sees the points: canonical, or the file's."""
-        return canonical_order(cloud) if self.canonical else torch.arange(len(cloud), device=cloud.device)
+        return order_seen(cloud, self.canonical)
 
     @torch.no_grad()
     def group(self, framed: FramedClouds) -> PatchGroups:
