@@ -59,7 +59,7 @@ def multiply_adds(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def stages(model: Detector) -> Iterator[tuple[str, Any, str]]:
     """(stage, owner, attribute) of every function that `score` calls; no two contain each other."""
-    yield "canonical order", patches, "canonical_order"
+    yield "canonical order", patches, "order_seen"
     yield "voxel filter", patches, "voxel_filter"
     yield "FPS", patches, "farthest_point_sampling"
     yield "kNN + grouping", patches, "knn"
