@@ -165,6 +165,7 @@ def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
         assert high.item() == pytest.approx(distance.max(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_templates_that_are_loaded_replace_those_in_use() -> None:
     pytest.importorskip("open3d")
     two, clouds = fit(METHODS["template"]()), batch([bracket(1500, 11)])

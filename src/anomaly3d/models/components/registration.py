@@ -1,4 +1,4 @@
-"""Rigid registration of a cloud to a template: FPFH correspondences, RANSAC, ICP."""
+"""Rigid registration of a cloud to a template: RANSAC over FPFH correspondences, a search over rotations, ICP."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from anomaly3d.models.components.fpfh import fpfh, one_thread, open3d
+from anomaly3d.models.components.icp import Surface, icp, moved, residuals
 from anomaly3d.models.components.memory import nearest
 from anomaly3d.models.components.ransac import Poses, ransac_poses
 from anomaly3d.ops.voxel import voxel_filter
@@ -29,17 +31,19 @@ class RegistrationSettings:
         fine: voxel of the last ICP, of the template's radius.
         hypotheses: triples that RANSAC draws.
         verified: poses with the most inliers, whose distances to the template are measured.
-        refined: the best of these, which ICP refines.
+        rotations: from which ICP starts besides, all over the sphere.
+        refined: the best poses of RANSAC and of the rotations each, which ICP refines.
         accept: residual beyond that of the template's sampling, of the cloud's radius, below which a cloud lies well as
             it stands, and nothing else is tried.
-        seed: of the triples.
+        seed: of the triples and the rotations.
     """
 
     coarse: float = 0.04
     fine: float = 0.025
     hypotheses: int = 100_000
     verified: int = 200
-    refined: int = 5
+    rotations: int = 2000
+    refined: int = 10
     accept: float = 0.008
     seed: int = 0
 
@@ -85,14 +89,21 @@ class Template:
         """From the pose that the cloud has in its file, its mean on the template's."""
         pose = np.eye(4)
         pose[:3, 3] = (self.centre - xyz.double().mean(0)).cpu().numpy()
-        return self._refine(xyz, [pose])
+        return self._refine(xyz, pose[None])
 
     def register(self, xyz: Float[Tensor, "N 3"]) -> Registration:
-        """From any pose: the better one of `as_it_stands` and RANSAC over nearest neighbours of FPFH."""
+        """From any pose: as it stands, or else the best of that, RANSAC and the rotations."""
         start = self.as_it_stands(xyz)
-        if self.accepts(start, xyz):
-            return start
-        return min(start, self._refine(xyz, self._candidates(xyz)), key=lambda found: found.residual)
+        return start if self.accepts(start, xyz) else self.search(xyz, start)
+
+    def search(self, xyz: Float[Tensor, "N 3"], start: Registration) -> Registration:
+        """The best of a pose that is known and those of RANSAC and of the rotations.
+
+        RANSAC needs features that tell one place from another. A scan of one side of a part has few of them and borders
+        that the template lacks; there only the rotations find the pose [ours].
+        """
+        candidates = np.concatenate([self._from_features(xyz), self._from_rotations(xyz)])
+        return min(start, self._refine(xyz, candidates), key=lambda found: found.residual)
 
     def accepts(self, found: Registration, xyz: Float[Tensor, "N 3"]) -> bool:
         """Whether the residual is no more than sampling and `accept` explain.
@@ -107,7 +118,8 @@ class Template:
     def _spacing(self) -> float:
         return float(self.tree.query(self.xyz.cpu().numpy(), k=2)[0][:, 1].mean())
 
-    def _candidates(self, xyz: Tensor) -> Poses:
+    def _from_features(self, xyz: Tensor) -> Poses:
+        """RANSAC over nearest neighbours of FPFH."""
         points = voxel_filter(xyz, self.settings.coarse * self.radius)
         goals, goal_features = self._coarse
         _, index = nearest(self._features(points), goal_features)
@@ -119,18 +131,33 @@ class Template:
         if not len(poses):
             return poses
         few = source[:: max(1, len(source) // 300)]
-        moved = few @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
-        distance = np.minimum(self.tree.query(moved, distance_upper_bound=2 * reach)[0], 2 * reach)
-        order = np.argsort(np.square(distance).mean(1), kind="stable")
+        order = np.argsort(residuals(few, self.tree, poses, 2 * reach), kind="stable")
         return poses[order[: self.settings.refined]]
 
-    def _refine(self, xyz: Tensor, poses: Poses | list[Pose]) -> Registration:
+    def _from_rotations(self, xyz: Tensor) -> Poses:
+        """ICP with a wide reach from everywhere, fewer and fewer poses with a narrower one."""
+        points = voxel_filter(xyz, 1.5 * self.settings.coarse * self.radius).double().cpu().numpy()
+        few = points[:: max(1, len(points) // 60)]
+        quaternions = np.random.default_rng(self.settings.seed).normal(size=(self.settings.rotations, 4))
+        poses = np.tile(np.eye(4), (self.settings.rotations, 1, 1))
+        poses[:, :3, :3] = Rotation.from_quat(quaternions).as_matrix()
+        poses[:, :3, 3] = self.centre.cpu().numpy() - moved(points, poses).mean(1)
+        rough, surface = self._surfaces
+        for source, goal, reach, iterations, keep in (
+            (few, rough, 0.3, 10, self.settings.rotations // 5),
+            (few, surface, 0.3, 15, self.settings.rotations // 20),
+            (points, surface, 0.15, 15, self.settings.refined),
+        ):
+            poses = icp(source, goal, poses, reach * self.radius, iterations)
+            fit = residuals(source, goal.tree, poses, 0.1 * _radius(xyz))
+            poses = poses[np.argsort(fit, kind="stable")[:keep]]
+        return poses
+
+    def _refine(self, xyz: Tensor, poses: Poses) -> Registration:
         """ICP, point to plane: each pose on coarse voxels, the best one on fine voxels."""
         coarse, fine = (self._cloud(xyz, voxel) for voxel in (self.settings.coarse, self.settings.fine))
         reach = 0.1 * _radius(xyz)  # the cloud's own radius: residuals on templates of different sizes compare
         settled = [self._icp(coarse, pose, self.settings.coarse) for pose in poses]
-        if not settled:
-            return Registration(np.eye(4), 0.0, reach, reach)
         judged = [self._judge(coarse, pose, reach) for pose in settled]
         best = min(judged, key=lambda found: found.residual)
         return self._judge(fine, self._icp(fine, best.pose, self.settings.fine), reach)
@@ -149,8 +176,7 @@ class Template:
         return np.array(found.transformation)
 
     def _judge(self, source: Any, pose: Pose, reach: float) -> Registration:
-        moved = np.asarray(source.points) @ pose[:3, :3].T + pose[:3, 3]
-        distance = self.tree.query(moved, distance_upper_bound=reach)[0]
+        distance = self.tree.query(moved(np.asarray(source.points), pose[None])[0], distance_upper_bound=reach)[0]
         inlier = np.isfinite(distance)
         rmse = float(np.sqrt(np.square(distance[inlier]).mean())) if inlier.any() else reach
         residual = float(np.sqrt(np.square(np.minimum(distance, reach)).mean()))
@@ -163,10 +189,18 @@ class Template:
 
     @cached_property
     def _plane(self) -> Any:
-        o3d = open3d("Registration")
-        cloud = self._cloud(self.xyz, self.settings.fine)
+        return self._with_normals(self.settings.fine)
+
+    @cached_property
+    def _surfaces(self) -> tuple[Surface, Surface]:
+        clouds = (self._with_normals(scale * self.settings.coarse) for scale in (1.5, 1.0))
+        rough, surface = ((np.asarray(cloud.points), np.asarray(cloud.normals)) for cloud in clouds)
+        return Surface.of(*rough), Surface.of(*surface)
+
+    def _with_normals(self, voxel: float) -> Any:
+        cloud = self._cloud(self.xyz, voxel)
         with one_thread():
-            cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(20))
+            cloud.estimate_normals(open3d("Registration").geometry.KDTreeSearchParamKNN(20))
         return cloud
 
     def _features(self, points: Tensor) -> Tensor:

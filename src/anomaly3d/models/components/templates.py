@@ -35,7 +35,7 @@ class CategoryTemplates:
         radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
         found = [template.as_it_stands(xyz) for template in self.templates]
         if not any(t.accepts(r, xyz) for r, t in zip(found, self.templates, strict=True)):
-            found = [template.register(xyz) for template in self.templates]
+            found = [t.search(xyz, start) for t, start in zip(self.templates, found, strict=True)]
         logits = torch.tensor([-r.residual / radius for r in found], device=xyz.device)
         category = int(logits.argmax())
         return Placed(category, found[category], logits)
