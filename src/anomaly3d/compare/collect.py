@@ -52,6 +52,6 @@ def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return [
         *lines,
-        f"Commit {last['git_commit']}; {last['device']}; {versions}. Times, memory and settings of every run: "
-        "runs.csv, runs/**/record.json.",
+        f"Commit {last['git_commit']}; {last['device']}; {versions}. Times and memory: costs.md; settings of "
+        "every run: runs.csv, runs/**/record.json.",
     ]

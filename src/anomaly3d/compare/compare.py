@@ -18,6 +18,7 @@ from anomaly3d.compare.pictures import draw_heatmaps
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
+from anomaly3d.report.costs import cost_tables
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Reported, read_published
 
@@ -41,7 +42,7 @@ def compare(
     Args:
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
         output: folder of the results: `comparison.md`, `.csv`, `.tex`, the same by category, `heatmaps.png`, `runs/`,
-            and `runs.csv` with every number of every run and where it comes from.
+            `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0].
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
@@ -70,6 +71,8 @@ def compare(
         console.print(table.console())
     written = [*write_comparison(rows, output, lines, published), draw_heatmaps(runs, output / "heatmaps.png")]
     written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
+    costs = "\n".join(table.markdown() for table in cost_tables(rows, lines[-1]))
+    written.append(write_text(output / "costs.md", costs))
     console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
 
 
