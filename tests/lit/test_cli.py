@@ -258,6 +258,10 @@ def test_wrong_checkpoints_get_one_line(parts: Path, capsys: pytest.CaptureFixtu
     message = test("sedir.yaml", str(checkpoint), "--model.detector.init_args.width", "16")
     assert str(checkpoint) in message
     assert "other settings" in message
+    arguments = ["--config", str(conf / "sedir.yaml"), "--data.root", str(parts), "--ckpt_path", str(checkpoint)]
+    message = says(["fit", *arguments, "--data.categories", "[gear]"], capsys)
+    assert str(checkpoint) in message
+    assert "flange, gear can't go on with gear" in message
     assert "missing.ckpt" in test("sedir.yaml", "missing.ckpt")
     Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:1000])
     assert "cut.ckpt" in test("sedir.yaml", "cut.ckpt")

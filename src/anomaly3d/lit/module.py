@@ -204,6 +204,11 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: holds a {made_by['detector']}, but the configuration builds a {ours}; "
                 "give the configuration it was trained with"
             )
+        if self._fitting and made_by["categories"] != list(self._data.category_names):
+            raise InputError(
+                f"{path}: a training on {', '.join(made_by['categories'])} can't go on with "
+                f"{', '.join(self._data.category_names)}; give data.categories as before, or train anew"
+            )
         self.detector.configure(made_by["categories"])
         # Checkpoints of older versions have neither.
         self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly3d.models.components.cache import FrozenCache
 
@@ -36,3 +37,47 @@ def test_once_per_content_within_the_limit() -> None:
     ask(none, other)
     ask(none, other)
     assert len(calls) == 2
+
+
+def test_other_weights_precision_or_variant_never_meet_a_stale_result() -> None:
+    layer = nn.Linear(3, 4)
+    cache, cloud = FrozenCache[tuple[Tensor]](1.0, layer), torch.randn(10, 3)
+    asked: list[int] = []
+
+    @torch.no_grad()
+    def ask(variant: int = 0) -> Tensor:
+        def compute() -> tuple[Tensor]:
+            asked.append(variant)
+            return (layer(cloud) + variant,)
+
+        return cache(cloud, compute, variant)[0]
+
+    first = ask()
+    assert ask() is first
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ask().dtype == torch.bfloat16
+    torch.testing.assert_close(ask(1), first + 1)
+    assert ask() is first
+    layer.load_state_dict(nn.Linear(3, 4).state_dict())
+    torch.testing.assert_close(ask(), layer(cloud).detach())
+    layer.weight = nn.Parameter(torch.zeros(4, 3))
+    torch.testing.assert_close(ask(), layer.bias.detach().expand(10, 4))
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_dropped_results_make_room(replaced: bool) -> None:
+    layer, calls = nn.BatchNorm1d(3), []
+
+    def compute() -> tuple[Tensor]:
+        calls.append(0)
+        return (torch.zeros(10, 3),)
+
+    cache = FrozenCache[tuple[Tensor]](150 / 2**30, layer)  # one result
+    clouds = torch.randn(2, 10, 3)
+    cache(clouds[0], compute)
+    if replaced:
+        layer(torch.randn(5, 3))  # writes its running mean
+    for _ in range(3):
+        cache(clouds[1], compute)
+    assert len(calls) == (2 if replaced else 4)

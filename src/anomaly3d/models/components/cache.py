@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Generic, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 Tensors = TypeVar("Tensors", bound=Sequence[Tensor])
 
@@ -14,19 +16,33 @@ Tensors = TypeVar("Tensors", bound=Sequence[Tensor])
 class FrozenCache(Generic[Tensors]):
     """Tuples of tensors that a frozen computation made of a cloud.
 
-    The key is the cloud's own bytes, so that a changed cloud can't meet a stale result, and the variant, where there
-    are several results of a cloud. What no longer fits within `limit_gb` is computed anew each time. Not part of a
-    checkpoint.
+    The key is the cloud's own bytes, so that a changed cloud can't meet a stale result, the variant, where there are
+    several results of a cloud, its device and the precision of autocast. All results are dropped when a weight or
+    buffer of the frozen modules has been written to or replaced. What no longer fits within the limit is computed anew
+    each time. Not part of a checkpoint.
+
+    Args:
+        limit_gb: memory for the results.
+        frozen: the modules that the results depend on.
     """
 
-    def __init__(self, limit_gb: float) -> None:
-        self._free = int(limit_gb * 2**30)
-        self._kept: dict[bytes, Tensors] = {}
+    def __init__(self, limit_gb: float, *frozen: nn.Module) -> None:
+        self._limit = self._free = int(limit_gb * 2**30)
+        self._frozen = frozen
+        self._state: Hashable = None
+        self._kept: dict[Hashable, Tensors] = {}
 
-    def __call__(self, cloud: Tensor, compute: Callable[[], Tensors], variant: int = 0) -> Tensors:
+    def __call__(self, cloud: Tensor, compute: Callable[[], Tensors], variant: Hashable = None) -> Tensors:
         """The result for `cloud`, from `compute` the first time."""
-        content = cloud.detach().cpu().contiguous().numpy().tobytes()
-        key = hashlib.blake2b(content, digest_size=16).digest() + f"{variant} {cloud.device}".encode()
+        tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in self._frozen)
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if state != self._state:
+            self._state, self._free = state, self._limit
+            self._kept.clear()
+        content = hashlib.blake2b(cloud.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+        device = cloud.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (content, variant, str(cloud.device), precision)
         if (kept := self._kept.get(key)) is not None:
             return kept
         result = compute()

@@ -263,7 +263,7 @@ class Mamba3dAD(Detector):
         self.smooth_sigma = smooth_sigma
         self.median_voxels = median_voxels
         self.views = views
-        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb)
+        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone)
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
 
@@ -316,7 +316,9 @@ class Mamba3dAD(Detector):
         if self.views is None:
             return self._altered(cloud, name)
         number = int(torch.randint(self.views, ()))
-        return self.frozen_views(cloud, partial(self._numbered, cloud, name, number), number)
+        return self.frozen_views(
+            cloud, partial(self._numbered, cloud, name, number), (name, number, int(self.views_seed))
+        )
 
     def _numbered(self, cloud: Float[Tensor, "N 3"], name: str, number: int) -> TrainingView:
         with torch.random.fork_rng([cloud.device] if cloud.is_cuda else []):

@@ -164,7 +164,9 @@ class MC3DAD(Detector):
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)
         self.standardiser = TokenStandardiser(token_width)
-        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb)
+        self.frozen_views = FrozenCache[FrozenView](
+            frozen_cache_gb, self.backbone, *([] if self.templates is None else [self.templates])
+        )
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
         self.encoder = LocalEncoder(token_width, width, encoder_depth, heads, hidden, dropout)
@@ -213,7 +215,7 @@ class MC3DAD(Detector):
                 self._observe(*cloud)
             # Of all parameters: DDP waits for a gradient of each.
             return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
-        views = [self.frozen_views(cloud[0], partial(self._view_of, *cloud)) for cloud in clouds]
+        views = [self.frozen_views(cloud[0], partial(self._view_of, *cloud), cloud[2]) for cloud in clouds]
         return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))))
 
     def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int) -> FrozenView:

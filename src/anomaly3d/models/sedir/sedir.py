@@ -175,7 +175,7 @@ class SeDiR(Detector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
-        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb)
+        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb, self.backbone)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
         context = global_token in ("cfgt", "act")
