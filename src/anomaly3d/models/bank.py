@@ -15,6 +15,7 @@ from anomaly3d.models.base import Detector
 from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, gather_seen
+from anomaly3d.models.components.sized_buffers import make_room_first, resize_buffers
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
@@ -41,7 +42,7 @@ class BankDetector(Detector):
         # Never changes: neither an optimizer nor DDP takes a module without a trained parameter.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._seen: dict[str, Seen] = {}
-        self.register_load_state_dict_pre_hook(_make_room_first)
+        self.register_load_state_dict_pre_hook(make_room_first)
 
     # -- what a subclass defines -------------------------------------------------------------------------------
 
@@ -108,11 +109,4 @@ class BankDetector(Detector):
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Buffers of the size that they have in `state`."""
-        for name in self._buffers:
-            if name in state:
-                self._buffers[name] = torch.empty_like(state[name], device=self.anchor.device)
-
-
-def _make_room_first(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    assert isinstance(module, BankDetector)
-    module.make_room({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+        resize_buffers(self, state, self.anchor.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
 from anomaly3d.models.components.templates import CategoryTemplates
 
@@ -34,8 +35,7 @@ class RegisteredBankDetector(BankDetector):
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """As in `BankDetector`, and for the templates."""
         super().make_room(state)
-        prefix = "templates."
-        self.templates.make_room({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self.templates.make_room(part_of(state, "templates."))
 
     def placing(self) -> CategoryTemplates:
         """The templates, ready to register to."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.memory import pack, unpack
 from anomaly3d.models.components.registration import RegistrationSettings, Template
+from anomaly3d.models.components.sized_buffers import make_room_first, resize_buffers
 from anomaly3d.models.components.templates import CategoryTemplates
 
 
@@ -32,7 +33,7 @@ class TemplateMemory(nn.Module):
         self.register_buffer("offsets", None)
         self.register_buffer("here", torch.zeros(()), persistent=False)  # knows the device while the others are empty
         self._placing: CategoryTemplates | None = None
-        self.register_load_state_dict_pre_hook(_make_room_first)
+        self.register_load_state_dict_pre_hook(make_room_first)
 
     @property
     def empty(self) -> bool:
@@ -46,9 +47,7 @@ class TemplateMemory(nn.Module):
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Buffers of the size that they have in `state`; the templates that are loaded next replace those in use."""
-        for name in self._buffers:
-            if name in state:
-                self._buffers[name] = torch.empty_like(state[name], device=self.here.device)
+        resize_buffers(self, state, self.here.device)
         self._placing = None
 
     def placing(self) -> CategoryTemplates:
@@ -66,8 +65,3 @@ class TemplateMemory(nn.Module):
             parts = unpack(self.points, self.offsets)
             self._placing = CategoryTemplates([Template(part, self.settings) for part in parts])
         return self._placing
-
-
-def _make_room_first(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    assert isinstance(module, TemplateMemory)
-    module.make_room({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})

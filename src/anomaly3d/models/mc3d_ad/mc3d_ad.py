@@ -22,6 +22,7 @@ from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_b
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
+from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.components.template_memory import TemplateMemory
 from anomaly3d.models.mc3d_ad.decoder import GlobalQueryDecoder
@@ -189,8 +190,7 @@ class MC3DAD(Detector):
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """For the templates."""
         if self.templates is not None:
-            prefix = "templates."
-            self.templates.make_room({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            self.templates.make_room(part_of(state, "templates."))
 
     def _observe(self, cloud: Float[Tensor, "N 3"], name: str, category: int) -> None:
         """Remember the cloud if it is the first of its category so far, by sample id."""
