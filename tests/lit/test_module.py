@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.lit.callbacks import choose
-from anomaly3d.lit.module import AnomalyModule, warmup_cosine
+from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
+from anomaly3d.lit.schedule import warmup_cosine
 from anomaly3d.models.base import Detector
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 

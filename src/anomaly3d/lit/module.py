@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
+from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
 from anomaly3d.metrics.result import Thresholds
@@ -84,11 +84,7 @@ class AnomalyModule(L.LightningModule):
         """AdamW over what is trained, warm-up and cosine per step."""
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        epochs = max(1, self.trainer.max_epochs or 1)
-        warmup = round(total * min(1.0, self.warmup_epochs / epochs))
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total, self.warmup_lr / self.lr))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, self.trainer, self.warmup_epochs, self.warmup_lr / self.lr)
 
     def on_fit_start(self) -> None:
         """Start the clock."""
@@ -245,14 +241,3 @@ class AnomalyModule(L.LightningModule):
     @property
     def _data(self) -> PointCloudDataModule:
         return cast(PointCloudDataModule, self.trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def warmup_cosine(step: int, warmup: int, total: int, start: float) -> float:
-    """Factor of the peak learning rate at a step.
-
-    Linear from `start` to 1 over `warmup` steps, then half a cosine to 0 at `total` (Mamba3dAD, training section).
-    """
-    if step < warmup:
-        return start + (1 - start) * step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -14,10 +14,9 @@ from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly3d.errors import InputError
-from anomaly3d.lit.module import warmup_cosine
+from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.models.backbones.mae import MaskedAutoencoder, MaskedReconstruction, random_mask
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import save_encoder
@@ -113,10 +112,7 @@ class PretrainingModule(L.LightningModule):
         optimizer = AdamW(
             [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=self.lr
         )
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        warmup = round(total * min(1.0, self.warmup_epochs / max(1, self.trainer.max_epochs or 1)))
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total, start=1e-3))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, self.trainer, self.warmup_epochs, start=1e-3)
 
     def training_step(self, clouds: Float[Tensor, "B P 3"], batch_idx: int) -> Tensor:
         """Chamfer-L2 of the masked patches."""
