@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.mc3d_ad import MC3DAD
 from anomaly3d.types import PointCloudBatch
+from dents import Dents, ball, train
 
 TINY: dict[str, Any] = {
     "num_groups": 32,
@@ -32,11 +32,6 @@ def make_detector(**settings: Any) -> MC3DAD:
     detector = MC3DAD(**TINY | settings)
     detector.configure(["ball", "box"])
     return detector
-
-
-def ball(n: int, seed: int) -> Tensor:
-    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
-    return 5 * nn.functional.normalize(x, dim=1) * torch.tensor([1.0, 0.8, 0.6])
 
 
 def box(n: int, seed: int) -> Tensor:
@@ -237,28 +232,9 @@ def test_paper_size_and_the_published_34_16_million():
 
 @pytest.mark.slow
 def test_training_finds_a_dent_that_the_untrained_model_does_not():
-    detector = make_detector(num_groups=96, group_size=16, smooth_sigma=1.0)
-    clouds = [make(1500, seed) for seed in range(4) for make in (ball, box)]
-    batch = PointCloudBatch.pack(clouds, [str(i) for i in range(8)], category=[0, 1] * 4)
-    dented, masks = [], []
-    for seed in range(20, 26):
-        for make, spot in ((ball, [0.0, 0.0, 3.0]), (box, [0.0, 3.0, 0.0])):
-            xyz = make(1500, seed)
-            near = torch.exp(-((xyz - torch.tensor(spot)).norm(dim=1) ** 2) / 0.8)
-            dented.append(xyz * (1 - 0.35 * near[:, None]))
-            masks.append(near > 0.3)
-    test = PointCloudBatch.pack(dented, [str(i) for i in range(12)])
-
-    def p_auroc() -> float:
-        scores = detector.eval().score(test).point_scores
-        return float(roc_auc_score(torch.cat(masks).numpy(), scores.numpy()))
-
-    untrained = p_auroc()
-    view = detector.train().view(detector.patches(batch))
-    optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=2e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        detector.loss_of(view)["loss"].backward()
-        optimizer.step()
-    trained = p_auroc()
+    detector, dents = make_detector(num_groups=96, group_size=16, smooth_sigma=1.0), Dents(box)
+    untrained = dents.p_auroc(detector)
+    view = detector.train().view(detector.patches(dents.normal))
+    train(detector, lambda: detector.loss_of(view)["loss"])
+    trained = dents.p_auroc(detector)
     assert trained > max(0.8, untrained + 0.1), (untrained, trained)
