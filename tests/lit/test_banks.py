@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import TWO, checkpoint, run
 
 CONF = Path(__file__).parents[1] / "conf" / "btf.yaml"
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "clouds", "points"]
-TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
-
-
-def run(folder: Path, verb: str, root: Path, *extra: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "anomaly3d", verb, "--config", str(CONF), "--data.root", str(root), *extra],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def state(folder: Path, version: int) -> dict[str, Any]:
-    (checkpoint,) = folder.glob(f"runs/*/version_{version}/checkpoints/last.ckpt")
-    return torch.load(checkpoint, weights_only=True)
 
 
 @pytest.mark.slow
@@ -42,19 +21,18 @@ def test_one_process_and_two_build_the_same_memory_and_the_same_table(parts: Pat
     root = tmp_path / "odd"
     shutil.copytree(parts, root)
     (root / "gear/train/gear_template1.pcd").unlink()  # three clouds on two ranks: the sampler repeats one
-    run(tmp_path, "fit", root, "--trainer.max_epochs=5")  # one pass is all there is to learn
-    run(tmp_path, "fit", root, *TWO)
-    one, two = (state(tmp_path, version) for version in range(2))
+    run(tmp_path, "fit", CONF, root, "--trainer.max_epochs=5")  # one pass is all there is to learn
+    run(tmp_path, "fit", CONF, root, *TWO)
+    one, two = (torch.load(checkpoint(tmp_path, version), weights_only=True) for version in range(2))
     assert one["epoch"] == two["epoch"] == 0
     assert one["state_dict"]["detector.bank"].shape[1] == 3
     assert len(one["state_dict"]["detector.offsets"]) == 3
     assert one["state_dict"].keys() == two["state_dict"].keys()
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 
-    checkpoint = next(tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt"))
-    tables = []
+    trained, tables = checkpoint(tmp_path), []
     for version, devices in enumerate(((), TWO), start=2):
-        run(tmp_path, "test", root, "--ckpt_path", str(checkpoint), "--model.exact_metrics=true", *devices)
+        run(tmp_path, "test", CONF, root, "--ckpt_path", str(trained), "--model.exact_metrics=true", *devices)
         tables.append(pd.read_csv(next(tmp_path.glob(f"runs/*/version_{version}/test/metrics.csv"))))
     np.testing.assert_allclose(tables[0][METRICS], tables[1][METRICS], atol=1e-9)
     assert tables[0]["clouds"].tolist() == [8, 8]

@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import TWO, checkpoint, run
 
 SAME = ["o_auroc", "o_aupr", "clouds", "points", "regions", "p_auroc_per_cloud", "o_f1_max"]
 POINTS = ["p_auroc", "p_aupr", "aupro"]
 
 
-def run(folder: Path, verb: str, conf: Path, root: Path, *extra: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "anomaly3d", verb, "--config", str(conf), "--data.root", str(root), *extra],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
-
-
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, parts: Path, tmp_path: Path) -> None:
     run(tmp_path, "fit", conf, parts, *TWO)
-    (checkpoint,) = tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt")
-    state = torch.load(checkpoint, weights_only=True)
+    trained = checkpoint(tmp_path)
+    state = torch.load(trained, weights_only=True)
     # 2 categories x 2 templates on two ranks; Mamba3dAD takes two clouds per rank.
     assert state["global_step"] == 2 * (1 if conf.stem == "mamba3dad" else 2)
 
     tables = []
     for version, devices in enumerate((TWO, ()), start=1):
-        run(tmp_path, "test", conf, parts, "--ckpt_path", str(checkpoint), *devices)
+        run(tmp_path, "test", conf, parts, "--ckpt_path", str(trained), *devices)
         (file,) = tmp_path.glob(f"runs/*/version_{version}/test/metrics.csv")
         tables.append(pd.read_csv(file))
     assert tables[0]["clouds"].tolist() == [8, 8]

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from command_line import run
 from lightning.pytorch.loggers import CSVLogger
 
 from anomaly3d.lit.run_folder import claim, with_folder
@@ -53,7 +54,7 @@ def test_a_version_that_was_asked_for_is_taken(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_runs_that_start_together_keep_their_own_configurations(parts: Path, tmp_path: Path) -> None:
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
-    runs = [
+    processes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "anomaly3d", "fit", f"--config={conf}", f"--data.root={parts}"),
@@ -64,7 +65,7 @@ def test_runs_that_start_together_keep_their_own_configurations(parts: Path, tmp
         )
         for number in (1, 2)
     ]
-    assert [run.wait() for run in runs] == [0, 0]
+    assert [process.wait() for process in processes] == [0, 0]
     configs = [file.read_text() for file in tmp_path.glob("runs/sedir/version_*/config.yaml")]
     assert len(configs) == 2
     assert {"lr: 0.001" in text for text in configs} == {True, False}
@@ -75,13 +76,6 @@ def test_runs_that_start_together_keep_their_own_configurations(parts: Path, tmp
 def test_without_a_logger_nothing_is_overwritten(parts: Path, tmp_path: Path) -> None:
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     (tmp_path / "config.yaml").write_text("mine\n")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "anomaly3d", "fit", f"--config={conf}", f"--data.root={parts}"),
-            *("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", "--trainer.logger=false"),
-        ],
-        cwd=tmp_path,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    short = ("--trainer.max_epochs=1", "--trainer.limit_val_batches=0", "--trainer.logger=false")
+    run(tmp_path, "fit", conf, parts, *short)
     assert (tmp_path / "config.yaml").read_text() == "mine\n"

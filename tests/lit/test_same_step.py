@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import TWO, checkpoint, run
 
 CONF = Path(__file__).parents[1] / "conf" / "mamba3dad.yaml"
 
@@ -32,28 +30,18 @@ CANCELLED = {"detector.gsas.bias", "detector.gsas.down.bias", "detector.discrimi
 def train(folder: Path, root: Path, *trainer: str) -> dict[str, Any]:
     folder.mkdir()
     settings = [f"--model.detector.init_args.{name}={value}" for name, value in NO_DRAWS.items()]
-    arguments = ["--config", str(CONF), "--data.root", str(root), "--trainer.limit_val_batches=0", *settings, *trainer]
-    done = subprocess.run(
-        [sys.executable, "-m", "anomaly3d", "fit", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (path,) = folder.glob("runs/*/version_0/checkpoints/last.ckpt")
-    return torch.load(path, weights_only=True)
+    run(folder, "fit", CONF, root, "--trainer.limit_val_batches=0", *settings, *trainer)
+    return torch.load(checkpoint(folder), weights_only=True)
 
 
 @pytest.mark.slow
 def test_two_processes_and_two_accumulated_batches_take_the_same_steps(parts: Path, tmp_path: Path) -> None:
-    two = train(tmp_path / "two", parts, "--trainer.devices=2", "--trainer.strategy=ddp")
+    two = train(tmp_path / "two", parts, *TWO)
     one = train(tmp_path / "one", parts, "--trainer.accumulate_grad_batches=2")
     half = train(tmp_path / "half", parts, "--data.batch_size=1", "--trainer.accumulate_grad_batches=2")
     start = train(tmp_path / "start", parts, "--model.lr=1e-12", "--model.warmup_lr=0")
     # Four clouds: an epoch is one step of four, or two of two.
-    assert [run["global_step"] for run in (two, one, half)] == [2, 2, 4]
+    assert [trained["global_step"] for trained in (two, one, half)] == [2, 2, 4]
     learned = 0
     for name, value in two["state_dict"].items():
         atol = 2e-4 if name in CANCELLED else 1e-6

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from importlib import util
 from pathlib import Path
@@ -15,6 +13,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from command_line import checkpoint, run
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from matplotlib import colormaps
 
@@ -27,22 +26,13 @@ CONF = Path(__file__).parents[1] / "conf" / "sedir.yaml"
 LOGGER = ("--trainer.logger+=lightning.pytorch.loggers.WandbLogger", "--trainer.logger.project=tests")
 
 
-def run(folder: Path, verb: str, root: Path, *extra: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "anomaly3d", verb, "--config", str(CONF), "--data.root", str(root), *extra],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.mark.slow
-def test_training_and_test_leave_metrics_configuration_and_heat_maps(parts: Path, tmp_path: Path) -> None:
+def test_training_and_test_leave_metrics_configuration_and_heat_maps(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
-    run(tmp_path, "fit", parts, *LOGGER, "--trainer.log_every_n_steps=1", "--model.lr=0.00125")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(tmp_path, "fit", CONF, parts, *LOGGER, "--trainer.log_every_n_steps=1", "--model.lr=0.00125")
     (fitted,) = tmp_path.glob("wandb/offline-run-*")
     (log,) = fitted.glob("*.wandb")
     content = log.read_bytes()
@@ -53,8 +43,7 @@ def test_training_and_test_leave_metrics_configuration_and_heat_maps(parts: Path
         assert text.encode() in content
     assert sorted(f.name.split("_")[0] for f in fitted.glob("files/media/object3D/val/heatmap/*")) == ["flange", "gear"]
 
-    checkpoint = next(tmp_path.glob("runs/sedir/version_0/checkpoints/last.ckpt"))
-    run(tmp_path, "test", parts, *LOGGER, "--ckpt_path", str(checkpoint))
+    run(tmp_path, "test", CONF, parts, *LOGGER, "--ckpt_path", str(checkpoint(tmp_path)))
     (tested,) = set(tmp_path.glob("wandb/offline-run-*")) - {fitted}
     assert b"test/o_auroc" in next(tested.glob("*.wandb")).read_bytes()
     for category in ("flange", "gear"):
