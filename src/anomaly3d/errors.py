@@ -9,6 +9,11 @@ class InputError(ValueError):
     """
 
 
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its type's name where it has none, for a message of our own."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def check_heads(width: int, heads: int) -> None:
     """Raise InputError where attention can't share its channels out among the heads."""
     if heads < 1 or width % heads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from anomaly3d.__main__ import main
 from anomaly3d.data.io import read_cloud
 from anomaly3d.data.pcd import read_pcd, write_pcd
 from anomaly3d.lit.cli import AnomalyCLI
+from anomaly3d.models.backbones.weights import weights_hash
 
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"]
 
@@ -265,6 +267,20 @@ def test_wrong_checkpoints_get_one_line(parts: Path, capsys: pytest.CaptureFixtu
     assert "missing.ckpt" in test("sedir.yaml", "missing.ckpt")
     Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:1000])
     assert "cut.ckpt" in test("sedir.yaml", "cut.ckpt")
+
+
+def test_a_run_says_which_weights_its_backbone_has(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    arguments = ["--config", str(conf), "--data.root", str(parts)]
+    for weights, size, line in (
+        ("small", "small", r"^Backbone: point_mae_small\.safetensors, sha256 of the state "),
+        ("random", "tiny", r"^The 'tiny' Point-MAE has random weights \(seed 0, sha256 of the state "),
+    ):
+        settings = {"backbone_weights": weights, "backbone_size": size}
+        overrides = [f"--model.detector.init_args.{name}={value}" for name, value in settings.items()]
+        cli = AnomalyCLI([*arguments, *overrides], run=False)
+        says = capsys.readouterr().err
+        assert re.search(line + weights_hash(cli.model.detector.backbone), says, re.MULTILINE)
 
 
 def test_unknown_verbs_and_settings(capsys: pytest.CaptureFixture[str]) -> None:

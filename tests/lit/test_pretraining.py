@@ -67,12 +67,16 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(finished: Path, 
 
 
 @pytest.mark.slow
-def test_another_training_s_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("setting", "value"), [("lr", "0.5"), ("translate", "0.7"), ("warmup_epochs", "7.0")])
+def test_another_training_s_folder_is_refused(
+    setting: str, value: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(arguments(finished, "--model.lr", "0.5"))
+        main(arguments(finished, f"--model.{setting}", value))
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert "last.ckpt" in message
+    assert f"instead of {value}" in message
     assert "--output" in message
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import ValidationError
 from pypcd4.pypcd4 import Encoding, PointCloud
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 
 _REMEDY = "Unpack or export the file again."
 
@@ -28,12 +28,8 @@ def read_pcd(path: Path) -> Float[np.ndarray, "N 3"]:
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever a parser meets in a file that is no PCD
-        reason = (
-            "broken header"
-            if isinstance(error, ValidationError)
-            else (str(error) or type(error).__name__).splitlines()[0]
-        )
-        raise InputError(f"{path}: no PCD file, or a truncated one ({reason}). {_REMEDY}") from error
+        why = "broken header" if isinstance(error, ValidationError) else reason(error)
+        raise InputError(f"{path}: no PCD file, or a truncated one ({why}). {_REMEDY}") from error
     if not {"x", "y", "z"} <= set(cloud.fields):
         raise InputError(f"{path}: a PCD with the fields {' '.join(cloud.fields)}; x, y and z are needed.")
     points, promised = np.atleast_1d(cloud.pc_data), cloud.metadata.points

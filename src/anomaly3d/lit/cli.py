@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,12 +18,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomaly3d.data.datamodule import PointCloudDataModule
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
 from anomaly3d.lit.heatmaps import HeatMaps
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.random_state import RandomState
 from anomaly3d.lit.run_folder import SaveConfig, check_loggers, with_folder
+from anomaly3d.models.backbones import weights
 
 
 class AnomalyCLI(LightningCLI):
@@ -34,6 +36,7 @@ class AnomalyCLI(LightningCLI):
 
     def __init__(self, args: list[str], callbacks: Sequence[Callback] = (), **kwargs: Any) -> None:
         quieten()
+        name_weights()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
             AnomalyModule,
@@ -83,6 +86,18 @@ class AnomalyCLI(LightningCLI):
         return trainer
 
 
+class _ToStandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def name_weights() -> None:
+    """Let every backbone that is built say on standard error which weights it has."""
+    log = logging.getLogger(weights.__name__)
+    log.setLevel(logging.INFO)
+    log.handlers = [_ToStandardError()]
+
+
 class DataCLI(AnomalyCLI):
     """Builds only the data module of a recipe: to ask which categories there are."""
 
@@ -108,7 +123,7 @@ def check_checkpoint(path: Path) -> None:
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not a readable checkpoint ({reason(error)})") from error
 
 
 def quieten() -> None:

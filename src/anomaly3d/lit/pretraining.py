@@ -80,9 +80,16 @@ class PretrainingModule(L.LightningModule):
             "decoder_depth": decoder_depth,
             "groups": groups,
             "patch_sizes": {str(k): v for k, v in self.patch_sizes.items()},
+            "min_points": min_points,
+            "max_share": max_share,
             "mask_ratio": mask_ratio,
+            "scale": list(scale),
+            "translate": translate,
+            "drop_path": drop_path,
             "lr": lr,
             "weight_decay": weight_decay,
+            "warmup_epochs": warmup_epochs,
+            "clip_gradient": clip_gradient,
             "seed": seed,
         }
         torch.manual_seed(seed)
@@ -166,10 +173,13 @@ class PretrainingModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another training."""
         before = checkpoint.get("anomaly3d", {}).get("pretraining")
-        if before != self.settings:
+        if before is None:
+            raise InputError(f"{self.trainer.ckpt_path}: not of a pre-training; give this one another --output")
+        # Checkpoints of older versions hold fewer settings.
+        other = [f"{k}={before[k]} instead of {v}" for k, v in self.settings.items() if before.get(k, v) != v]
+        if other:
             raise InputError(
-                f"{self.trainer.ckpt_path}: of a pre-training with other settings ({before} instead of "
-                f"{self.settings}); give this one another --output"
+                f"{self.trainer.ckpt_path}: of a pre-training with {', '.join(other)}; give this one another --output"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.mae import MaskedAutoencoder, chamfer_l2, even_ranks, random_mask
-from anomaly3d.models.backbones.point_mae import Block, FrozenPointMAE, PointMAE
+from anomaly3d.models.backbones.point_mae import ARCHITECTURES, Block, FrozenPointMAE, PointMAE
 from anomaly3d.models.backbones.weights import frozen_point_mae, load_encoder, save_encoder
 
 
@@ -54,6 +55,48 @@ def test_masked_patches_are_not_seen(size: str) -> None:
     assert not torch.allclose(after.target, before.target)
     visible = torch.where(masked[:, :, None, None], points, points.flip(-1))
     assert not torch.allclose(model(visible, centres, masked).predicted, before.predicted)
+
+
+def reference_decoding(model: MaskedAutoencoder, points: Tensor, centres: Tensor, masked: Tensor) -> Tensor:
+    """The published decoder for one cloud: explicit attention, the position before every block, in float64."""
+    f = torch.nn.functional
+    model = copy.deepcopy(model).double()
+    s, encoder = model.state_dict(), model.MAE_encoder
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ s[f"{name}.weight"].T + s.get(f"{name}.bias", torch.zeros(()))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return f.layer_norm(x, x.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"])
+
+    points, centres = points.double() / encoder.unit(points.double()[None])[0], centres.double()
+    (seen,) = encoder.transform(encoder.embed(points[None, ~masked]), centres[None, ~masked])
+    x = torch.cat([seen[0], s["mask_token"][0].repeat(int(masked.sum()), 1)])
+    where = torch.cat([centres[~masked], centres[masked]])
+    position = linear(f.gelu(linear(where, "decoder_pos_embed.0")), "decoder_pos_embed.2")
+    heads = ARCHITECTURES[encoder.size].heads
+    for i in range(len(model.MAE_decoder.blocks)):
+        name = f"MAE_decoder.blocks.{i}"
+        x = x + position
+        q, k, v = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, dim=-1)
+        parts = [(a.chunk(heads, dim=-1)) for a in (q, k, v)]
+        mixed = [(a @ b.T / a.shape[-1] ** 0.5).softmax(-1) @ c for a, b, c in zip(*parts, strict=True)]
+        x = x + linear(torch.cat(mixed, -1), f"{name}.attn.proj")
+        x = x + linear(f.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+    hidden = norm(x, "MAE_decoder.norm")[-int(masked.sum()) :]
+    return linear(hidden, "increase_dim.0").reshape(len(hidden), -1, 3)
+
+
+def test_the_decoder_is_the_published_one() -> None:
+    model = MaskedAutoencoder("tiny", decoder_depth=3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # the initial position embedding is next to nothing
+        points, centres, masked = patches()
+        found = model(points, centres, masked).predicted
+        for b in range(2):
+            expected = reference_decoding(model, points[b], centres[b], masked[b])
+            torch.testing.assert_close(found[b].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_targets_are_the_masked_patches_in_the_loss_s_unit() -> None:

@@ -158,7 +158,10 @@ def test_published_files_load_and_give_the_published_tokens(
     with caplog.at_level("INFO"):
         model = frozen_point_mae(None, str(tmp_path / "file.pth"))
     assert model.size == ("point_bert" if kind == "point_bert" else "base")
-    assert len([record for record in caplog.records if "dropped" in record.message]) == 1
+    (line,) = [record.message for record in caplog.records if "Backbone" in record.message]
+    assert "file.pth" in line
+    assert weights_hash(model) in line
+    assert "not used" in line
     points, centres = 0.2 * torch.randn(2, 5, 16, 3), torch.randn(2, 5, 3)
     ours = model(points, centres, blocks=[4, 12])
     for got, expected in zip(ours, reference_tokens(state, points, centres, [4, 12]), strict=True):
@@ -179,15 +182,18 @@ class _Payload:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("content", ["missing", "text", "code", "other"])
+@pytest.mark.parametrize("content", ["missing", "empty", "text", "code", "other", "one tensor", "no tensors"])
 def test_unusable_files_are_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.pth"
     if content == "text":
         path.write_text("<html>404</html>")
     elif content == "code":
         path.write_bytes(pickle.dumps({"base_model": _Payload()}))
-    elif content == "other":
-        torch.save({"state": {}}, path)
+    elif content == "empty":
+        path.write_bytes(b"")
+    elif content != "missing":
+        wrong = {"other": {"state": {}}, "one tensor": {"base_model": torch.zeros(3)}}
+        torch.save(wrong.get(content, {"base_model": {"module.x": 1}}), path)
     with pytest.raises(InputError, match=r"weights\.pth"):
         frozen_point_mae("base", str(path))
     assert "executed" not in capsys.readouterr().out

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size
 from anomaly3d.report.files import replacing
 
@@ -50,10 +50,11 @@ def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int
             model = FrozenPointMAE(size)
             calibrate_batch_norm(model)
         log.warning(
-            "The '%s' Point-MAE has random weights (seed %d): expect low scores. Those that come with the package are "
-            "--model.detector.init_args.backbone_weights small.",
+            "The '%s' Point-MAE has random weights (seed %d, sha256 of the state %s): expect low scores. "
+            "Those that come with the package are --model.detector.init_args.backbone_weights small.",
             size,
             seed,
+            weights_hash(model),
         )
         return model
     path = SHIPPED.get(weights, Path(weights))
@@ -124,8 +125,9 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             "that fits the file, or another file"
         )
     unused = sorted({k.split(".")[0] for k in state if k not in expected})
-    log.info("%s: encoder loaded; dropped: %s", path, ", ".join(unused) or "nothing")
     model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
+    dropped = f"; not used: {', '.join(unused)}" if unused else ""
+    log.info("Backbone: %s, sha256 of the state %s%s", path.name, weights_hash(model), dropped)
 
 
 def _size_of(state: Mapping[str, Tensor], path: Path) -> Size:
@@ -161,13 +163,14 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: not a checkpoint that loads with weights only ({str(error).splitlines()[0]})"
-        ) from error
+        raise InputError(f"{path}: not a checkpoint that loads with weights only ({reason(error)})") from error
     outer = next((k for k in _STATE_KEYS if isinstance(content, dict) and k in content), None)
     if outer is None:
         raise InputError(f"{path}: no published Point-MAE format; expected one of the keys {', '.join(_STATE_KEYS)}")
-    state = {k.removeprefix("module."): v for k, v in content[outer].items()}
+    tensors = content[outer]
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in tensors.items()):
+        raise InputError(f"{path}: no published Point-MAE format; its {outer} holds other things than named tensors")
+    state = {k.removeprefix("module."): v for k, v in tensors.items()}
     for prefix in _ENCODER_PREFIXES:
         if any(k.startswith(prefix) for k in state):
             outside = {f"outside.{k}": v for k, v in state.items() if not k.startswith(prefix)}
