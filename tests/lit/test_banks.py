@@ -3,17 +3,86 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from command_line import TWO, checkpoint, run
 
+from anomaly3d.errors import InputError
+from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.models.bank import BankDetector
+from anomaly3d.models.btf import BTF
+from anomaly3d.models.patchcore import PatchCore
+from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
+from anomaly3d.models.simple3d import Simple3D
+from anomaly3d.types import PointCloudBatch
+
 CONF = Path(__file__).parents[1] / "conf" / "btf.yaml"
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "clouds", "points"]
+
+
+def module(detector: BankDetector) -> AnomalyModule:
+    made = AnomalyModule(detector)
+    made.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    made.trainer.ckpt_path = "last.ckpt"
+    return made
+
+
+def checkpoint_of(detector: BankDetector, file: Path) -> dict[str, Any]:
+    """As Lightning writes and reads it."""
+    checkpoint: dict[str, Any] = {}
+    made = module(detector)
+    made.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint | {"state_dict": made.state_dict()}, file)
+    return torch.load(file, weights_only=True)
+
+
+Tokens = partial(PatchCorePointMAE, num_groups=8, group_size=8, backbone_size="tiny", backbone_weights="random")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "trained", "now"),
+    [
+        (BTF, "feature", "raw", "fpfh"),
+        (BTF, "protocol", "strict", "paper"),
+        (BTF, "voxel_size", 0.03, 0.5),
+        (partial(PatchCore, feature="fpfh_raw"), "raw_weight", 165.0, 11.0),
+        (Simple3D, "neighbours", (40, 80, 120), (10, 20, 30)),
+        (Tokens, "backbone_blocks", (4,), (2,)),
+        (Tokens, "register", True, False),
+        (Tokens, "num_groups", 8, 9),
+    ],
+)
+def test_a_memory_of_other_settings_is_refused(make: Any, name: str, trained: Any, now: Any, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(make(**{name: trained}), tmp_path / "last.ckpt")
+    module(make(**{name: trained})).on_load_checkpoint(checkpoint)
+    other = module(make(**{name: now}))
+    says = f"was trained with {name}={trained}, but the configuration says {name}={now}; give the configuration"
+    with pytest.raises(InputError, match=re.escape(says)):
+        other.on_load_checkpoint(checkpoint)
+    del checkpoint["anomaly3d"]["settings"]  # as older versions wrote it
+    other.on_load_checkpoint(checkpoint)
+
+
+def test_how_a_memory_is_scored_may_change(tmp_path: Path) -> None:
+    detector = BTF(feature="raw")
+    detector.configure(["thing"])
+    cloud = PointCloudBatch.pack([torch.randn(200, 3)], ["cloud"], [0])
+    detector.observe(cloud)
+    detector.finish_pass()
+    checkpoint = checkpoint_of(detector, tmp_path / "last.ckpt")
+    other = module(BTF(feature="raw", smooth_neighbours=1))
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(other.detector.score(cloud).point_scores, torch.zeros(200))
 
 
 @pytest.mark.slow

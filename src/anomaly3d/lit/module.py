@@ -180,6 +180,7 @@ class AnomalyModule(L.LightningModule):
         checkpoint["anomaly3d"] = {
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
+            "settings": self.detector.fixed_settings(),
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
         }
@@ -205,8 +206,16 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: a training on {', '.join(made_by['categories'])} can't go on with "
                 f"{', '.join(self._data.category_names)}; give data.categories as before, or train anew"
             )
+        # Checkpoints of older versions have neither settings, thresholds nor times.
+        trained_with = made_by.get("settings", {})
+        for name, value in self.detector.fixed_settings().items():
+            if name in trained_with and trained_with[name] != value:
+                raise InputError(
+                    f"{path}: this {ours} was trained with {name}={trained_with[name]}, but the configuration says "
+                    f"{name}={value}; give the configuration it was trained with (config.yaml in its log folder), or "
+                    "train again"
+                )
         self.detector.configure(made_by["categories"])
-        # Checkpoints of older versions have neither.
         self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
         found = checkpoint["state_dict"]

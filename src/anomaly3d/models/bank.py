@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import inf
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -106,6 +107,10 @@ class BankDetector(Detector):
         return score_one_by_one(batch, self.protocol, self.score_cloud)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What decides the content of the memory; a subclass adds its own."""
+        return {"protocol": self.protocol}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Buffers of the size that they have in `state`."""

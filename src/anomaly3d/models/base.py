@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,6 +41,14 @@ class Detector(nn.Module, ABC):
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give buffers whose size only training knows the size that they have in `state`, which is loaded next."""
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """Settings that a checkpoint fixes: with others it would load, and what it holds would mean something else.
+
+        By the names of the configuration, with plain values (a default of None resolved). A checkpoint carries them,
+        and one with other values is refused; those that a layer's shape shows need not be here.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:

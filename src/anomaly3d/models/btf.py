@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -60,6 +61,10 @@ class BTF(BankDetector):
         self.reweighting = reweighting
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The features."""
+        return super().fixed_settings() | self.features.settings()
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "K D"]:
         """Features of the key points."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -69,6 +70,10 @@ class PatchCore(RegisteredBankDetector):
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The features and the coreset."""
+        return super().fixed_settings() | self.features.settings() | {"coreset_size": self.coreset_size}
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:
         """The points; features need the template, which is known only at the end."""

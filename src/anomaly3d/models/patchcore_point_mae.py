@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +99,18 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.backbone_blocks = tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The patches, their pose, the blocks of the backbone, and the coreset."""
+        return super().fixed_settings() | {
+            "register": self.register_clouds,
+            "num_groups": self.patches.num_groups,
+            "group_size": self.patches.group_size,
+            "voxel_size": self.patches.voxel_size,
+            "backbone_blocks": self.backbone_blocks,
+            "coreset_size": self.coreset_size,
+            "coreset_share": self.coreset_share,
+        }
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Tensor:
         """The points where they are registered first, else the tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -71,6 +72,11 @@ class Simple3D(BankDetector):
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The features and the coreset."""
+        names = ("neighbours", "aggregated", "voxel_size", "coreset_size")
+        return super().fixed_settings() | {name: getattr(self, name) for name in names}
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "K D"]:
         """Features of the key points."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,12 @@ class PointFeatures:
             (165.0 if strict else 11.0) if raw_weight is None else raw_weight,
             orient=strict,
         )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the features, by the names that detectors give it."""
+        raw_weight = {"raw_weight": self.raw_weight} if self.kind == "fpfh_raw" else {}
+        radii = {} if self.kind == "raw" else {k: getattr(self, k) for k in ("normal_radius", "feature_radius")}
+        return {"feature": self.kind, "voxel_size": self.voxel, **radii, **raw_weight}
 
     def keypoints(self, xyz: Float[Tensor, "N 3"], radius: float) -> Float[Tensor, "K 3"]:
         """Centroids of the occupied voxels, in the unit of `xyz`."""
