@@ -118,7 +118,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's tokens."""
-        groups = by_category(seen, len(self.categories))
+        groups = by_category(seen, self.categories)
         if self.register_clouds:
             self.keep_templates([clouds[0] for clouds in groups])
             groups = [

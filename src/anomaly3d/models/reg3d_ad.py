@@ -41,7 +41,7 @@ class Reg3DAD(PatchCorePointMAE):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
-        groups = by_category(seen, len(self.categories))
+        groups = by_category(seen, self.categories)
         self.keep_templates([clouds[0] for clouds in groups])
         coordinates, tokens, ranges = [], [], []
         for clouds in groups:

@@ -143,6 +143,14 @@ def test_clouds_count_once_and_their_order_does_not_matter():
     assert torch.equal(first.bank, second.bank)
 
 
+def test_a_category_without_training_clouds_is_named():
+    detector = BTF(feature="raw")
+    detector.configure(["bracket", "plate"])
+    detector.observe(batch([bracket(300, 0)], [0]))
+    with pytest.raises(InputError, match=r"plate: no training cloud .* trainer\.limit_train_batches"):
+        detector.finish_pass()
+
+
 def test_too_large_a_memory_is_one_line():
     detector = BTF(feature="raw", memory_gb=1e-6)
     detector.configure(["bracket", "plate"])

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from anomaly3d.errors import InputError
+
 
 class Seen(NamedTuple):
     """What is kept of one training cloud."""
@@ -28,6 +30,19 @@ def gather_seen(seen: dict[str, Seen], device: torch.device) -> list[dict[str, S
     return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
 
 
-def by_category(seen: Sequence[Seen], categories: int) -> list[list[Tensor]]:
-    """What was kept of the clouds of each category."""
-    return [[entry.kept for entry in seen if entry.category == c] for c in range(categories)]
+def by_category(seen: Sequence[Seen], categories: Sequence[str]) -> list[list[Tensor]]:
+    """What was kept of the clouds of each category.
+
+    Raises:
+        InputError: nothing was kept of one of them.
+    """
+    groups: list[list[Tensor]] = [[] for _ in categories]
+    for entry in seen:
+        groups[entry.category].append(entry.kept)
+    for name, kept in zip(categories, groups, strict=True):
+        if not kept:
+            raise InputError(
+                f"{name}: no training cloud of this category in the pass; lift trainer.limit_train_batches, or leave "
+                "the category out of data.categories"
+            )
+    return groups

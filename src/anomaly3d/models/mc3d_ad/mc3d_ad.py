@@ -183,7 +183,7 @@ class MC3DAD(Detector):
             for theirs in gather_seen(self._seen, self._device):
                 self._seen |= theirs
             seen = [self._seen[name] for name in sorted(self._seen)]
-            self.templates.keep([clouds[0] for clouds in by_category(seen, len(self.categories))])
+            self.templates.keep([clouds[0] for clouds in by_category(seen, self.categories)])
             self._seen = {}
         return False
 
