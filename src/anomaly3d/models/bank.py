@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.base import Detector
+from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, gather_seen
@@ -73,6 +74,7 @@ class BankDetector(Detector):
             raise ValueError(f"{type(self).__name__} sorts its memory by category, and this batch has none.")
         for cloud, name, category in zip(batch.clouds(), batch.sample_id, batch.category.tolist(), strict=True):
             if name not in self._seen:
+                check_extent(cloud, name)
                 self._seen[name] = Seen(name, category, self.describe(cloud[order_of(cloud, self.protocol)], name))
         self._check_memory()
 

@@ -151,6 +151,20 @@ def test_a_category_without_training_clouds_is_named():
         detector.finish_pass()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_cloud_of_coincident_points_is_named(name):
+    detector = METHODS[name]()
+    detector.configure(["bracket"])
+    lonely = PointCloudBatch.pack([torch.full((300, 3), 0.1)], ["lonely"], [0])
+    with pytest.raises(InputError, match="lonely: all points coincide"):
+        detector.observe(lonely)
+    if name in WITHOUT_OPEN3D:
+        detector.observe(batch([bracket(300, 0)], [0]))
+        detector.finish_pass()
+        with pytest.raises(InputError, match="lonely: all points coincide"):
+            detector.score(lonely)
+
+
 def test_too_large_a_memory_is_one_line():
     detector = BTF(feature="raw", memory_gb=1e-6)
     detector.configure(["bracket", "plate"])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.models.components.extent import check_extent
 from anomaly3d.ops.canonical import order_seen
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
@@ -24,9 +25,14 @@ class Scored(NamedTuple):
 def score_one_by_one(
     batch: PointCloudBatch, protocol: str, score_cloud: Callable[[Float[Tensor, "N 3"], str], Scored]
 ) -> AnomalyPrediction:
-    """What `score_cloud(points, sample id)` says of each cloud, its point scores back in the file's order."""
+    """What `score_cloud(points, sample id)` says of each cloud, its point scores back in the file's order.
+
+    Raises:
+        InputError: all points of a cloud coincide.
+    """
     scored = []
     for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
+        check_extent(cloud, name)
         order = order_of(cloud, protocol)
         found = score_cloud(cloud[order], name)
         scored.append(found._replace(points=torch.empty_like(found.points).index_copy_(0, order, found.points)))

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
+from anomaly3d.models.components.extent import check_extent
 from anomaly3d.ops.canonical import order_seen
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import gather_points
@@ -70,10 +71,9 @@ class PatchSampler(nn.Module):
             if self.voxel_size is not None:
                 cloud = voxel_filter(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
+            check_extent(cloud, name)
             centroid = cloud.double().mean(dim=0).float()
             radius = (cloud - centroid).norm(dim=1).max()
-            if not radius > 0:
-                raise InputError(f"{name}: all points coincide, so the cloud has no scale; remove it from the data set")
             clouds.append((cloud - centroid) / radius)
             centroids.append(centroid)
             radii.append(radius)
