@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.memory import CategoryBanks, pack, reweighted
 from anomaly3d.models.components.one_by_one import Scored
@@ -31,7 +33,8 @@ class BTF(BankDetector):
             under `paper` [paper: 0.5 mm], 0.03 of the cloud's radius under `strict` [ours].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
         feature_radius: neighbourhood of a histogram in voxels, at most 100 points [paper: 2.5 mm, 5 voxels].
-        reweighting: neighbours in the bank that the object score is weighed by under `paper` [paper].
+        reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
+            them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
             `paper`.
         top_share: share of the largest point scores whose mean is the object's under `strict`; None takes 0.01 [ours].
@@ -56,6 +59,7 @@ class BTF(BankDetector):
         memory_gb: float = 4.0,
     ) -> None:
         super().__init__(protocol, memory_gb)
+        check_range(2, inf, reweighting=reweighting)
         self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius)
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.reweighting = reweighting

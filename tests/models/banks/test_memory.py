@@ -84,11 +84,17 @@ def test_reweighting_is_equation_7():
     f, m = features.double().numpy(), bank.double().numpy()
     worst = int(distance.argmax())
     star = m[index[worst]]
-    near = np.linalg.norm(m - star, axis=1).argsort()[:3]
+    near = np.linalg.norm(m - star, axis=1).argsort()[1:3]  # public code leaves the row itself out
     exponents = np.exp(np.linalg.norm(f[worst] - m[near], axis=1) / np.sqrt(6))
     own = np.linalg.norm(f[worst] - star)
     expected = (1 - np.exp(own / np.sqrt(6)) / exponents.sum()) * own
     assert reweighted(features, distance, index, bank, 3).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_bank_of_one_row_gives_the_distance():
+    features, bank = torch.randn(9, 6), torch.randn(1, 6)
+    distance, index = (part[:, 0] for part in nearest(features, bank))
+    assert reweighted(features, distance, index, bank, 3) == distance.max() > 0
 
 
 def test_point_scoring_against_a_loop():

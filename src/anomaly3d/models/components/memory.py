@@ -84,12 +84,15 @@ def reweighted(
     """Score of a cloud from its farthest feature, less where the bank is sparse (PatchCore, equation 7).
 
     `s = (1 - exp(|f - m|) / sum_b exp(|f - m_b|)) |f - m|`, with m the row nearest to the farthest feature f and m_b
-    the `neighbours` rows nearest to m, itself among them; exponents are divided by the root of D, as public code does.
+    the `neighbours` rows nearest to m. As in public code m counts among the `neighbours` but not in the sum, and
+    exponents are divided by the root of D. A row without others weighs nothing: `s = |f - m|` [ours].
     """
     worst = distance.argmax()
     row = bank[index[worst]]
-    _, near = nearest(row[None], bank, min(neighbours, len(bank)))
-    around = (features[worst] - bank[near[0]]).norm(dim=1) / features.shape[1] ** 0.5
+    others = nearest(row[None], bank, min(neighbours, len(bank)))[1][0, 1:]
+    if not len(others):
+        return distance[worst]
+    around = (features[worst] - bank[others]).norm(dim=1) / features.shape[1] ** 0.5
     own = distance[worst] / features.shape[1] ** 0.5
     return (1 - (own - around.logsumexp(0)).exp()) * distance[worst]
 
