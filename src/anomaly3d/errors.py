@@ -1,5 +1,9 @@
 """The one error a user is meant to read."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Bad input from outside: a file, a folder, a checkpoint or a setting.
@@ -18,6 +22,13 @@ def check_heads(width: int, heads: int) -> None:
     """Raise InputError where attention can't share its channels out among the heads."""
     if heads < 1 or width % heads:
         raise InputError(f"heads={heads}: the width, {width}, must be a multiple of the number of heads")
+
+
+def check_choice(choices: Sequence[str], **settings: str) -> None:
+    """Raise InputError for the first setting that is none of the choices."""
+    for name, value in settings.items():
+        if value not in choices:
+            raise InputError(f"{name}={value!r}: choose from {', '.join(choices)}")
 
 
 def check_range(low: float, high: float, **settings: float | None) -> None:

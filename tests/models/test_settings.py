@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.base import Detector
+from anomaly3d.models.btf import BTF
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mc3d_ad import MC3DAD
+from anomaly3d.models.patchcore import PatchCore
+from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
+from anomaly3d.models.reg3d_ad import Reg3DAD
 from anomaly3d.models.sedir import SeDiR
+from anomaly3d.models.simple3d import Simple3D
+from anomaly3d.models.template_distance import TemplateDistance
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,28 @@ from anomaly3d.models.sedir import SeDiR
 def test_impossible_settings_are_named(detector: type[Detector], setting: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{setting}={value}"):
         detector(**{"backbone_size": "tiny", "backbone_weights": "random", setting: value})
+
+
+@pytest.mark.parametrize(
+    ("detector", "setting", "value"),
+    [
+        (BTF, "reweighting", 1),
+        (BTF, "protocol", "loose"),
+        (TemplateDistance, "protocol", "loose"),
+        (TemplateDistance, "hypotheses", 0),
+        (PatchCore, "hypotheses", 0),
+        (PatchCore, "coreset_size", 0),
+        (PatchCore, "coreset_size", -5),
+        (PatchCorePointMAE, "coreset_size", 0),
+        (PatchCorePointMAE, "hypotheses", 0),
+        (Reg3DAD, "protocol", "loose"),
+        (Simple3D, "neighbours", ()),
+        (Simple3D, "protocol", "loose"),
+    ],
+)
+def test_impossible_settings_of_banks_are_named(detector: type[Detector], setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{setting}={value!r}:")):
+        detector(**{setting: value})
 
 
 def test_ranges_include_their_ends_and_nothing_else() -> None:

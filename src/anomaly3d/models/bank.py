@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
@@ -38,6 +38,7 @@ class BankDetector(Detector):
 
     def __init__(self, protocol: Protocol = "strict", memory_gb: float = 4.0) -> None:
         super().__init__()
+        check_choice(get_args(Protocol), protocol=protocol)
         check_range(0, inf, memory_gb=memory_gb)
         self.protocol = protocol
         self.memory_gb = memory_gb

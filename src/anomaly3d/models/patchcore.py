@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
@@ -65,6 +67,7 @@ class PatchCore(RegisteredBankDetector):
         memory_gb: float = 4.0,
     ) -> None:
         super().__init__(hypotheses, protocol, memory_gb)
+        check_range(1, inf, coreset_size=coreset_size)
         self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius, raw_weight)
         self.coreset_size = coreset_size
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)

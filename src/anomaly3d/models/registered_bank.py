@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.sized_buffers import part_of
@@ -25,6 +27,7 @@ class RegisteredBankDetector(BankDetector):
 
     def __init__(self, hypotheses: int, protocol: Protocol, memory_gb: float) -> None:
         super().__init__(protocol, memory_gb)
+        check_range(1, inf, hypotheses=hypotheses)
         self.templates = TemplateMemory(hypotheses)
         self.settings = self.templates.settings
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anomaly3d.errors import check_range
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.fpfh import fpfh
@@ -65,6 +65,9 @@ class Simple3D(BankDetector):
         check_range(1, inf, aggregated=aggregated, coreset_size=coreset_size)
         strict = protocol == "strict"
         self.neighbours = tuple(neighbours)
+        if not self.neighbours:
+            raise InputError("neighbours=(): give at least one number of points")
+        check_range(1, inf, neighbours=min(self.neighbours))
         self.aggregated = aggregated
         self.voxel_size = (0.02 if strict else 0.5) if voxel_size is None else voxel_size
         self.in_radii = strict

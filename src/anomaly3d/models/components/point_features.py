@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import check_choice, check_range
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.ops.voxel import voxel_filter
@@ -41,8 +41,7 @@ class PointFeatures:
     orient: bool
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(PointFeature):
-            raise InputError(f"feature={self.kind!r}: choose from {', '.join(get_args(PointFeature))}")
+        check_choice(get_args(PointFeature), feature=self.kind)
         check_range(1e-9, inf, voxel_size=self.voxel, normal_radius=self.normal_radius, raw_weight=self.raw_weight)
         check_range(1e-9, inf, feature_radius=self.feature_radius)
 

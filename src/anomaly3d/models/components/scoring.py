@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_choice
 from anomaly3d.ops.grouping import gather_points, interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
@@ -50,8 +50,7 @@ class TokenScoring:
 
     def __post_init__(self) -> None:
         for name, choices in (("normalise", Normalise), ("smooth", Smooth), ("propagate", Propagate)):
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(choices))}.")
+            check_choice(get_args(choices), **{name: getattr(self, name)})
         if self.kernel < 1 or (self.smooth == "token_index" and self.kernel % 2 == 0):
             raise InputError(
                 f"The smoothing kernel must be positive, and odd along the token index; got {self.kernel}."
@@ -74,8 +73,7 @@ class TokenScoring:
         `paper` is what the paper writes (instance, token_index, nearest); `strict` does not depend on the order of the
         points and is comparable across clouds (none, spatial, inverse_distance).
         """
-        if protocol not in _PRESETS:
-            raise InputError(f"protocol={protocol!r}: choose from {', '.join(_PRESETS)}.")
+        check_choice(get_args(Protocol), protocol=protocol)
         preset = _PRESETS[protocol]
         smooth = smooth or preset[1]
         if sigma is None:

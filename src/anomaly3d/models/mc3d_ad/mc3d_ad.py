@@ -17,6 +17,7 @@ from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
+from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
 from anomaly3d.models.components.patches import PatchSampler
@@ -194,6 +195,7 @@ class MC3DAD(Detector):
 
     def _observe(self, cloud: Float[Tensor, "N 3"], name: str, category: int) -> None:
         """Remember the cloud if it is the first of its category so far, by sample id."""
+        check_extent(cloud, name)
         first = next((seen.sample_id for seen in self._seen.values() if seen.category == category), None)
         if first is None or name < first:
             self._seen.pop(first or "", None)
