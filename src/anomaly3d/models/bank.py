@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, get_args
 
@@ -33,7 +33,8 @@ class BankDetector(Detector):
 
     Args:
         protocol: `strict`, or `paper` for the method's published choices.
-        memory_gb: most memory for what is kept of the training clouds; more is an error, not an overflow.
+        memory_gb: most memory for what is kept of the training clouds, before and after `build`; more is an error, not
+            an overflow.
     """
 
     def __init__(self, protocol: Protocol = "strict", memory_gb: float = 4.0) -> None:
@@ -77,23 +78,32 @@ class BankDetector(Detector):
             if name not in self._seen:
                 check_extent(cloud, name)
                 self._seen[name] = Seen(name, category, self.describe(cloud[order_of(cloud, self.protocol)], name))
-        self._check_memory()
+        self._check_memory(seen.kept for seen in self._seen.values())
 
     @torch.no_grad()
     def finish_pass(self) -> bool:
         """Build the memory from what all ranks observed; there is nothing to learn in a second pass."""
         for theirs in gather_seen(self._seen, self.anchor.device):
             self._seen |= theirs
-        self._check_memory()
+        self._check_memory(seen.kept for seen in self._seen.values())
         self.build([self._seen[name] for name in sorted(self._seen)])
+        self._check_memory(self.buffers())
         self._seen = {}
         return True
 
-    def _check_memory(self) -> None:
-        size = sum(seen.kept.nbytes for seen in self._seen.values()) / 2**30
+    def collect(self, features: Iterable[Float[Tensor, "n D"]]) -> Float[Tensor, "N D"]:
+        """For `build`: the features of all clouds, refused before they outgrow `memory_gb`."""
+        parts = []
+        for part in features:
+            parts.append(part)
+            self._check_memory(parts)
+        return torch.cat(parts)
+
+    def _check_memory(self, kept: Iterable[Tensor]) -> None:
+        size = sum(tensor.nbytes for tensor in kept) / 2**30
         if size > self.memory_gb:
             raise InputError(
-                f"memory_gb={self.memory_gb}: {type(self).__name__} keeps {size:.2f} GiB of {len(self._seen)} training "
+                f"memory_gb={self.memory_gb}: {type(self).__name__} keeps {size:.3g} GiB of {len(self._seen)} training "
                 "clouds; raise memory_gb, or make it keep fewer features of each"
             )
 

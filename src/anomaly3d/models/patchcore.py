@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -45,7 +44,7 @@ class PatchCore(RegisteredBankDetector):
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` [ours]
             and the largest alone under `paper` [paper].
         protocol: `strict` does not depend on the order of the points, the unit of the file, or the signs of normals.
-        memory_gb: most memory for the training clouds.
+        memory_gb: most memory for the training clouds, and for their features.
     """
 
     bank: Float[Tensor, "M D"]
@@ -88,7 +87,7 @@ class PatchCore(RegisteredBankDetector):
         self.keep_templates([clouds[0] for clouds in groups])
         banks = []
         for template, clouds in zip(self.placing().templates, groups, strict=True):
-            features = torch.cat([self._describe(c, template)[1] for c in aligned(clouds, self.settings)])
+            features = self.collect(self._describe(c, template)[1] for c in aligned(clouds, self.settings))
             banks.append(features[greedy_coreset(features, self.coreset_size)])
         self.bank, self.offsets = pack(banks)
 

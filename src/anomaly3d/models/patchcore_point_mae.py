@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         propagate: override the protocol's propagation from tokens to points.
         smooth_kernel: tokens under the smoothing Gaussian.
         smooth_sigma: its width in mean distances between neighbouring centres.
-        memory_gb: most memory for the training clouds.
+        memory_gb: most memory for the training clouds, and for their tokens.
     """
 
     bank: Float[Tensor, "M D"]
@@ -121,11 +121,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
         groups = by_category(seen, self.categories)
         if self.register_clouds:
             self.keep_templates([clouds[0] for clouds in groups])
-            groups = [
-                [self.tokens(cloud, f"training cloud {i}")[1] for i, cloud in enumerate(aligned(clouds, self.settings))]
-                for clouds in groups
-            ]
-        self.bank, self.offsets = pack([self._coreset(torch.cat(tokens)) for tokens in groups])
+            groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
+        self.bank, self.offsets = pack([self._coreset(self.collect(tokens)) for tokens in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
@@ -146,6 +143,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
         groups = self.patches(PointCloudBatch.pack([cloud], [name]))
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
+
+    def placed_tokens(self, clouds: Sequence[Float[Tensor, "n 3"]]) -> Iterator[Float[Tensor, "G D"]]:
+        """Tokens of registered training clouds, one after the other."""
+        for i, cloud in enumerate(clouds):
+            yield self.tokens(cloud, f"training cloud {i}")[1]
 
     def _coreset(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
         size = min(self.coreset_size, round(self.coreset_share * len(tokens)))

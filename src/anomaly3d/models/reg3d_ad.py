@@ -47,7 +47,7 @@ class Reg3DAD(PatchCorePointMAE):
         for clouds in groups:
             placed = aligned(clouds, self.settings)
             xyz = torch.cat(placed)
-            every = torch.cat([self.tokens(cloud, f"training cloud {i}")[1] for i, cloud in enumerate(placed)])
+            every = self.collect(self.placed_tokens(placed))
             xyz = xyz[greedy_coreset(xyz, self.coreset_size)]
             ranges.append(torch.stack([_range(xyz), _range(every)]))
             coordinates.append(xyz)

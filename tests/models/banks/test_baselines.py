@@ -168,12 +168,39 @@ def test_a_cloud_of_coincident_points_is_named(name):
 def test_too_large_a_memory_is_one_line():
     detector = BTF(feature="raw", memory_gb=1e-6)
     detector.configure(["bracket", "plate"])
-    with pytest.raises(InputError, match=r"memory_gb=1e-06: BTF keeps .* GiB of 4 training clouds; raise memory_gb"):
+    digits = r"[\d.]*[1-9][\d.e-]*"  # not "0.00"
+    with pytest.raises(
+        InputError, match=rf"memory_gb=1e-06: BTF keeps {digits} GiB of 4 training clouds; raise memory"
+    ):
         detector.observe(training())
     with pytest.raises(InputError, match="feature='colour'"):
         BTF(feature="colour")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="category"):
         detector.observe(training().without_truth())
+
+
+def test_the_memory_that_is_built_is_limited_too():
+    class Wide(BTF):
+        def build(self, seen):
+            super().build(seen)
+            self.bank = self.bank.repeat(1, 1000)
+
+    detector = Wide(feature="raw", memory_gb=1e-4)
+    detector.configure(["bracket"])
+    detector.observe(batch([bracket(300, 0)], [0]))
+    with pytest.raises(InputError, match=r"memory_gb=0\.0001: Wide keeps 0\.00\d+ GiB of 1 training clouds"):
+        detector.finish_pass()
+
+
+@pytest.mark.parametrize("name", ["patchcore-fpfh", "reg3dad"])
+def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(name):
+    pytest.importorskip("open3d")
+    points = bracket(1000, 0)
+    detector = METHODS[name](memory_gb=points.nbytes / 2**30, coreset_size=10)
+    detector.configure(["bracket"])
+    detector.observe(batch([points], [0]))
+    with pytest.raises(InputError, match="raise memory_gb"):
+        detector.finish_pass()
 
 
 def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
