@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +16,13 @@ METHODS = ("sedir", "mamba3dad", "mc3d-ad")
 RECIPES = sorted(recipe for method in METHODS for recipe in (ROOT / "configs" / "experiment").glob(f"{method}_*.yaml"))
 BASELINES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - {*PRETRAINING, *RECIPES})
 DATA_SETS = ("anomaly_shapenet", "real3d_ad", "synthetic")
+
+
+def built(arguments: Sequence[str]) -> Any:
+    """The detector of a command line of `anomaly3d fit`."""
+    from anomaly3d.lit.cli import AnomalyCLI
+
+    return AnomalyCLI([*arguments, "--trainer.logger=false", "--trainer.accelerator=cpu"], run=False).model.detector
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -53,6 +62,14 @@ def test_baseline_recipes_build_and_differ_in_their_data_alone() -> None:
         small = [model for rest, model in entries if rest.startswith("synthetic")]
         assert all(model == large[0] for model in large)
         assert all(model == small[0] for model in small)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs" / "experiment").glob("m3dm-pointmae_*_unified.yaml")))
+def test_a_recipe_of_m3dm_leaves_the_published_settings_to_the_protocol(recipe: Path) -> None:
+    detector = built(["--config", str(recipe), "--model.detector.init_args.protocol", "paper"])
+    assert detector.backbone_blocks == (2, 4, 6)
+    if "synthetic" not in recipe.stem:
+        assert (detector.patches.num_groups, detector.patches.group_size, detector.coreset_share) == (16384, 128, 0.1)
 
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anomaly3d.models.components.scoring import Propagate
+from anomaly3d.models.components.scoring import Propagate, Protocol
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 
 
@@ -16,34 +16,39 @@ class M3DM(PatchCorePointMAE):
     to the points. PointBERT is another file of backbone weights.
 
     Args:
-        num_groups: patches per cloud [paper: 16384].
+        num_groups: patches per cloud; None takes 16384 under `paper` [paper], 4096 under `strict` [ours].
         group_size: points per patch [paper: 128].
         coreset_size: most tokens kept of each category [ours].
         coreset_share: share of the tokens kept [paper: 0.1].
-        backbone_blocks: blocks whose normalised tokens are joined [paper: 4, 8, 12 of 12]; the shipped backbone has 6:
-            2, 4, 6 [ours].
+        backbone_blocks: blocks whose normalised tokens are joined; None takes those at a third, two thirds and the
+            whole of the backbone's depth: 4, 8, 12 of 12 [paper]; of the shipped 6 they are 2, 4, 6 [ours].
         propagate: from tokens to points [paper: inverse distances].
+        protocol: as in `PatchCorePointMAE`.
         settings: all others of `PatchCorePointMAE`.
     """
 
     def __init__(
         self,
         *,
-        num_groups: int = 16384,
+        num_groups: int | None = None,
         group_size: int = 128,
         coreset_size: int = 1_000_000,
         coreset_share: float = 0.1,
-        backbone_blocks: Sequence[int] = (2, 4, 6),
+        backbone_blocks: Sequence[int] | None = None,
         propagate: Propagate = "inverse_distance",
+        protocol: Protocol = "strict",
         **settings: Any,
     ) -> None:
         super().__init__(
-            num_groups=num_groups,
+            num_groups=(4096 if protocol == "strict" else 16384) if num_groups is None else num_groups,
             group_size=group_size,
             register=False,
             coreset_size=coreset_size,
             coreset_share=coreset_share,
-            backbone_blocks=backbone_blocks,
             propagate=propagate,
+            protocol=protocol,
             **settings,
         )
+        depth = self.backbone.depth
+        thirds = (depth // 3, 2 * depth // 3, depth)
+        self.backbone_blocks = thirds if backbone_blocks is None else tuple(backbone_blocks)

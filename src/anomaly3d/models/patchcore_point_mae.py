@@ -32,8 +32,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
     without registration it is the one whose bank has the smallest median distance [ours].
 
     Args:
-        num_groups: patches per cloud.
-        group_size: points per patch.
+        num_groups: patches per cloud, 1024 under both protocols [ours; code of Real3D-AD: 16384].
+        group_size: points per patch [code of Real3D-AD: 128].
         register: bring clouds into the pose of the first template [paper]. Needless where clouds stand alike.
         hypotheses: triples of correspondences that RANSAC draws [ours].
         coreset_size: tokens kept of each category [paper: 10,000].

@@ -22,9 +22,10 @@ class Reg3DAD(PatchCorePointMAE):
     """Reg3D-AD (Liu et al., NeurIPS 2023).
 
     `s(x) = (d_xyz(x) - a) / (b - a) / 2 + (d_token(x) - a') / (b' - a') / 2`, with d the distances to a bank of
-    registered coordinates and to one of Point-MAE tokens, carried to the points. Published are a and b as smallest and
-    largest distance over the test set; here they are those of the training features to their nearest other one,
-    per category, under both protocols [ours]: a result may not depend on the other test clouds.
+    registered coordinates and to one of Point-MAE tokens, carried to the points. The published a and b are the smallest
+    and the largest distance over the test set; here they are those of the training features to their nearest other one,
+    per category [ours]. This departs from the publication under `paper` too: the scores of a cloud may not depend on
+    the other test clouds.
 
     Args:
         settings: those of `PatchCorePointMAE`; clouds are always registered.

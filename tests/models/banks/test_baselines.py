@@ -179,6 +179,17 @@ def test_too_large_a_memory_is_one_line():
         detector.observe(training().without_truth())
 
 
+def test_m3dm_under_paper_is_as_published():
+    published = M3DM(protocol="paper", backbone_size="base", backbone_weights="random")
+    assert (published.patches.num_groups, published.patches.group_size) == (16384, 128)
+    assert published.backbone_blocks == (4, 8, 12)
+    assert M3DM().patches.num_groups == 4096
+    assert M3DM().backbone_blocks == (2, 4, 6)
+    few = M3DM(protocol="paper", backbone_size="base", backbone_weights="random", num_groups=4)
+    assert few.describe(bracket(200, 0), "cloud").shape == (4, 1152)
+    assert M3DM(num_groups=4, backbone_blocks=[1, 3]).describe(bracket(200, 0), "cloud").shape == (4, 2 * 192)
+
+
 def test_the_memory_that_is_built_is_limited_too():
     class Wide(BTF):
         def build(self, seen):
