@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from anomaly3d.compare.grid import Method, expand
+
 ROOT = Path(__file__).parents[1]
 PRETRAINING = sorted((ROOT / "configs" / "experiment").glob("point_mae_*.yaml"))
 METHODS = ("sedir", "mamba3dad", "mc3d-ad")
@@ -70,6 +72,16 @@ def test_a_recipe_of_m3dm_leaves_the_published_settings_to_the_protocol(recipe: 
     assert detector.backbone_blocks == (2, 4, 6)
     if "synthetic" not in recipe.stem:
         assert (detector.patches.num_groups, detector.patches.group_size, detector.coreset_share) == (16384, 128, 0.1)
+
+
+@pytest.mark.parametrize("method", yaml.safe_load((ROOT / "configs/benchmark/baselines.yaml").read_text())["methods"])
+def test_every_baseline_builds_under_paper(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    grid = yaml.safe_load((ROOT / "configs/benchmark/baselines_paper.yaml").read_text())
+    entry = grid["methods"][method]
+    row = Method(Path(entry["config"]), entry.get("overrides", {}))
+    run = next(expand({method: row}, grid["settings"], grid["seeds"], ["gear"], grid["overrides"], tmp_path))
+    assert built(run.arguments).protocol == "paper"
 
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
