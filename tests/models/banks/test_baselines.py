@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from part_shapes import batch, bracket, bumped, plate, training
+from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
 from anomaly3d.errors import InputError
@@ -46,9 +47,9 @@ def fitted(request: pytest.FixtureRequest) -> BankDetector:
     return fit(METHODS[request.param]())
 
 
-def fit(detector: BankDetector) -> BankDetector:
+def fit(detector: BankDetector, clouds: PointCloudBatch | None = None) -> BankDetector:
     detector.configure(["bracket", "plate"])
-    detector.loss(training())
+    detector.loss(clouds or training())
     assert detector.finish_pass()
     return detector.eval()
 
@@ -216,13 +217,49 @@ def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(na
 
 def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
     pytest.importorskip("open3d")
-    detector = fit(METHODS["reg3dad"]())
+    few = batch([bracket(700, 0), bracket(700, 1), plate(700, 2), plate(700, 3)], [0, 0, 1, 1])
+    detector = fit(METHODS["reg3dad"](smooth="none", propagate="nearest"), few)  # a point's error: its nearest patch's
     assert isinstance(detector, Reg3DAD)
-    parts = detector.coordinates.split(detector.coordinate_offsets.diff().tolist())
-    for part, (low, high) in zip(parts, detector.ranges[:, 0], strict=True):
-        distance = np.sort(torch.cdist(part.double(), part.double()).numpy(), axis=1)[:, 1]
-        assert low.item() == pytest.approx(distance.min(), abs=1e-5)
-        assert high.item() == pytest.approx(distance.max(), rel=1e-4)
+
+    def stretched(distance: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        among = np.sort(cdist(bank, bank), axis=1)[:, 1]  # no coreset: the bank holds all training features
+        return (distance - among.min()) / (among.max() - among.min())
+
+    for category, shape in enumerate((bracket, plate)):
+        cloud = batch([bumped(shape(700, 20), (3.5, 1.0, 0.6))[0]])
+        placed = detector.placing().place(cloud.xyz).registration.apply(cloud.xyz)
+        groups, tokens = detector.tokens(placed, "cloud0")
+        coordinates = detector.coordinates.split(detector.coordinate_offsets.diff().tolist())[category].numpy()
+        bank = detector.bank.split(detector.offsets.diff().tolist())[category].numpy()
+        centres = (groups.centres[0] * groups.radius[0] + groups.centroid[0]).numpy()
+        nearest_patch = cdist(placed.numpy(), centres).argmin(1)
+        of_coordinates = stretched(cdist(placed.numpy(), coordinates).min(1), coordinates)
+        of_tokens = stretched(cdist(tokens.numpy(), bank).min(1), bank)[nearest_patch]
+        assert min(of_coordinates.std(), of_tokens.std()) > 0.05  # neither map is lost in the mean
+        scores = detector.score(cloud)
+        np.testing.assert_allclose(scores.point_scores.numpy(), (of_coordinates + of_tokens) / 2, rtol=1e-3, atol=1e-3)
+        assert scores.object_scores[0] == scores.point_scores.max()
+
+
+def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_points():
+    o3d = pytest.importorskip("open3d")
+    cloud = bracket(1500, 50)
+    found = Simple3D(protocol="paper", voxel_size=0.4).describe(cloud, "cloud")
+
+    points = cloud.double().numpy()
+    cells: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for point in points:
+        cells.setdefault(tuple(((point - points.min(0)) / 0.4).astype(int)), []).append(point)
+    keypoints = np.array([np.mean(cells[cell], axis=0) for cell in sorted(cells)]).astype(np.float32).astype(float)
+    merged = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(keypoints))
+    merged.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(30))
+    histograms = [
+        o3d.pipelines.registration.compute_fpfh_feature(merged, o3d.geometry.KDTreeSearchParamKNN(k)).data.T
+        for k in (40, 80, 120)
+    ]
+    near = cdist(keypoints, keypoints).argsort(1)[:, :8]
+    expected = [np.concatenate([scale[row].mean(0) for scale in histograms]) for row in near]
+    np.testing.assert_allclose(found.numpy(), np.array(expected), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
