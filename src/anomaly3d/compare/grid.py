@@ -25,7 +25,8 @@ class Method:
     """
 
     config: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
+    # Not Any alone, for which the parser reads a text as YAML again: an "off" would arrive as false.
+    overrides: dict[str, str | Any] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,34 +8,6 @@ from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer
 from anomaly3d.models.sedir.ggd import DecoderLayer, GeometryGuidedAttention, GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import Guidance
-
-
-def softmax_attention(module: GeometryGuidedAttention, query: Tensor, memory: Tensor, bias: Tensor) -> np.ndarray:
-    """The equation, one query and one head at a time."""
-
-    def linear(layer: torch.nn.Linear, x: np.ndarray) -> np.ndarray:
-        return x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
-
-    result = []
-    for x, y, b in zip(*(t.detach().double().numpy() for t in (query, memory, bias)), strict=True):
-        q, k, v = linear(module.query, x), linear(module.key, y), linear(module.value, y)
-        size = q.shape[1] // module.heads
-        mixed = np.zeros_like(q)
-        for head in range(module.heads):
-            part = slice(head * size, (head + 1) * size)
-            for i in range(len(q)):
-                logits = np.array([q[i, part] @ k[j, part] / np.sqrt(size) + b[j] for j in range(len(k))])
-                weight = np.exp(logits - logits.max())
-                mixed[i, part] = weight @ v[:, part] / weight.sum()
-        result.append(linear(module.out, mixed))
-    return np.stack(result)
-
-
-def test_geometry_guided_attention_is_the_equation():
-    module = GeometryGuidedAttention(8, 2).eval()
-    query, memory, bias = torch.randn(2, 5, 8), torch.randn(2, 7, 8), torch.randn(2, 7)
-    expected = softmax_attention(module, query, memory, bias)
-    np.testing.assert_allclose(module(query, memory, Guidance(bias)).detach().numpy(), expected, atol=1e-5)
 
 
 def test_bias_draws_attention_and_its_common_part_does_not_matter():
