@@ -260,6 +260,8 @@ def test_wrong_checkpoints_get_one_line(parts: Path, capsys: pytest.CaptureFixtu
     message = test("sedir.yaml", str(checkpoint), "--model.detector.init_args.width", "16")
     assert str(checkpoint) in message
     assert "other settings" in message
+    message = test("sedir.yaml", str(checkpoint), "--model.detector.init_args.backbone_blocks", "[1]")
+    assert "backbone_blocks=(4,), but the configuration says backbone_blocks=(1,)" in message
     arguments = ["--config", str(conf / "sedir.yaml"), "--data.root", str(parts), "--ckpt_path", str(checkpoint)]
     message = says(["fit", *arguments, "--data.categories", "[gear]"], capsys)
     assert str(checkpoint) in message

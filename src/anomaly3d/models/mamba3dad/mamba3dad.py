@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange, reduce
@@ -266,6 +266,10 @@ class Mamba3dAD(Detector):
         self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone)
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What the tokens are that the weights have learned from."""
+        return {"blocks": tuple(self.blocks), "standardise": self.standardise}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""

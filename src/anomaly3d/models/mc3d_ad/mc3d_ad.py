@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import torch
@@ -202,6 +202,10 @@ class MC3DAD(Detector):
             self._seen[name] = Seen(name, category, cloud[order_of(cloud, self.protocol)])
 
     # -- training ----------------------------------------------------------------------------------------------
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What the tokens are that the weights have learned from."""
+        return {"backbone_blocks": tuple(self.backbone_blocks), "standardise": self.standardise}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction`, the mean square difference of tokens; zero while templates are looked for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -200,6 +200,10 @@ class SeDiR(Detector):
         """Name the training categories and build the class head for them."""
         super().configure(categories)
         self.contrast.configure(len(categories))
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What the tokens are that the weights have learned from."""
+        return {"backbone_blocks": tuple(self.backbone_blocks), "standardise": self.standardise}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction` + `c3l`, and the terms of `c3l`; `batch.category` is required.
