@@ -285,6 +285,13 @@ def test_a_run_says_which_weights_its_backbone_has(parts: Path, capsys: pytest.C
         assert re.search(line + weights_hash(cli.model.detector.backbone), says, re.MULTILINE)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x02X\x01\x00\x00\x00\xff."], ids=["empty", "not UTF-8"])
+def test_a_damaged_checkpoint_gets_one_line(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("damaged.ckpt").write_bytes(content)
+    conf = Path(__file__).parents[1] / "conf" / "btf.yaml"
+    assert "damaged.ckpt: not a readable" in says(["test", "--config", str(conf), "--ckpt_path=damaged.ckpt"], capsys)
+
+
 def test_unknown_verbs_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="unknown verb 'train'"):
         main(["train"])

@@ -182,20 +182,31 @@ class _Payload:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("content", ["missing", "empty", "text", "code", "other", "one tensor", "no tensors"])
-def test_unusable_files_are_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+UNUSABLE: dict[str, bytes | object] = {
+    "empty": b"",
+    "text": b"<html>404</html>",
+    "not UTF-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
+    "code": pickle.dumps({"base_model": _Payload()}),
+    "no known key": {"state": {}},
+    "bare tensor": torch.zeros(3),
+    "tensor for a mapping": {"base_model": torch.zeros(3)},
+    "number for a tensor": {"base_model": {"module.x": 1}},
+    "number for a name": {"base_model": {1: torch.zeros(3)}},
+    "scalar for a matrix": {"base_model": {"encoder.first_conv.0.weight": torch.tensor(1.0)}},
+}
+
+
+@pytest.mark.parametrize("content", ["missing", *UNUSABLE])
+@pytest.mark.parametrize("size", [None, "base"])
+def test_unusable_files_are_named(
+    content: str, size: Size | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "weights.pth"
-    if content == "text":
-        path.write_text("<html>404</html>")
-    elif content == "code":
-        path.write_bytes(pickle.dumps({"base_model": _Payload()}))
-    elif content == "empty":
-        path.write_bytes(b"")
-    elif content != "missing":
-        wrong = {"other": {"state": {}}, "one tensor": {"base_model": torch.zeros(3)}}
-        torch.save(wrong.get(content, {"base_model": {"module.x": 1}}), path)
-    with pytest.raises(InputError, match=r"weights\.pth"):
-        frozen_point_mae("base", str(path))
+    if content != "missing":
+        whole = UNUSABLE[content]
+        path.write_bytes(whole) if isinstance(whole, bytes) else torch.save(whole, path)
+    with pytest.raises(InputError, match=r"weights\.pth: \w"):
+        frozen_point_mae(size, str(path))
     assert "executed" not in capsys.readouterr().out
 
 

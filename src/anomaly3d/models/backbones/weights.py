@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,7 +131,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 def _size_of(state: Mapping[str, Tensor], path: Path) -> Size:
     """The architecture that the group encoder's layers have."""
-    widths = [len(state[key]) for key in _GROUP_LAYERS if key in state]
+    widths = [len(state[key]) for key in _GROUP_LAYERS if key in state and state[key].dim()]
     for size, architecture in ARCHITECTURES.items():
         if tuple(widths) == architecture.point_widths:
             return size
@@ -162,7 +161,7 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged file fails in any way that unpickling can
         raise InputError(f"{path}: not a checkpoint that loads with weights only ({reason(error)})") from error
     outer = next((k for k in _STATE_KEYS if isinstance(content, dict) and k in content), None)
     if outer is None:
