@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from lightning import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anomaly3d.__main__ import main
+from anomaly3d.data.procedural.datamodule import ProceduralDataModule
 from anomaly3d.errors import InputError
 from anomaly3d.lit.pretraining import PretrainingModule
 from anomaly3d.models.backbones.weights import frozen_point_mae
@@ -78,6 +82,51 @@ def test_another_training_s_folder_is_refused(
     assert "last.ckpt" in message
     assert f"instead of {value}" in message
     assert "--output" in message
+
+
+BUILT: dict[str, Any] = {"size": "tiny", "decoder_depth": 1, "groups": 16}
+
+
+def prepared(data: dict[str, Any] | None = None, max_epochs: int = 3, **settings: Any) -> PretrainingModule:
+    """A pre-training that is about to start or to go on."""
+    trainer = Trainer(accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False)
+    trainer.ckpt_path = "last.ckpt"
+    module = PretrainingModule(**BUILT | settings)
+    module.trainer = trainer
+    trainer.datamodule = ProceduralDataModule(**data or {})  # pyright: ignore[reportAttributeAccessIssue]
+    return module
+
+
+OTHERS: dict[str, Any] = {
+    **{"size": "point_bert", "decoder_depth": 2, "drop_path": 0.2, "groups": 17, "patch_sizes": {64: 1.0}},
+    **{"min_points": 512, "max_share": 0.07, "mask_ratio": 0.5, "scale": (0.7, 1.5), "translate": 0.1, "lr": 1e-2},
+    **{"weight_decay": 0.04, "warmup_epochs": 2, "clip_gradient": 1.0, "seed": 1},
+}
+
+
+def test_every_setting_that_decides_a_pretraining_is_asked_for_again() -> None:
+    checkpoint: dict[str, Any] = {}
+    prepared().on_save_checkpoint(checkpoint)
+    assert set(signature(PretrainingModule).parameters) == set(OTHERS)
+    prepared().on_load_checkpoint(checkpoint)
+    prepared({"num_workers": 0}).on_load_checkpoint(checkpoint)
+    for name, value in OTHERS.items():
+        with pytest.raises(InputError, match=rf"last\.ckpt: of a pre-training with {name}=[^=]*--output"):
+            prepared(**{name: value}).on_load_checkpoint(checkpoint)
+    for data, epochs, named in (
+        ({"points": 4096}, 3, "points=8192"),
+        ({"clouds_per_epoch": 2048}, 3, "clouds_per_epoch"),
+        ({"batch_size": 16}, 3, "batch_size"),
+        ({"seed": 1}, 3, "seed of the stream"),
+        ({}, 4, "max_epochs=3 instead of 4"),
+    ):
+        with pytest.raises(InputError, match=f"of a pre-training with {named}"):
+            prepared(data, epochs).on_load_checkpoint(checkpoint)
+    # An older version kept fewer of them; another kind of checkpoint has none.
+    del checkpoint["anomaly3d"]["pretraining"]["translate"]
+    prepared(translate=0.1).on_load_checkpoint(checkpoint)
+    with pytest.raises(InputError, match=r"last\.ckpt: not of a pre-training"):
+        prepared().on_load_checkpoint({"anomaly3d": {"detector": "SeDiR"}})
 
 
 def test_steps_draw_every_size_and_no_patch_is_larger_than_its_share() -> None:

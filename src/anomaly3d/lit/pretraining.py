@@ -168,7 +168,7 @@ class PretrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what is being trained."""
-        checkpoint["anomaly3d"] = {"pretraining": self.settings}
+        checkpoint["anomaly3d"] = {"pretraining": self._decisive()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another training."""
@@ -176,11 +176,16 @@ class PretrainingModule(L.LightningModule):
         if before is None:
             raise InputError(f"{self.trainer.ckpt_path}: not of a pre-training; give this one another --output")
         # Checkpoints of older versions hold fewer settings.
-        other = [f"{k}={before[k]} instead of {v}" for k, v in self.settings.items() if before.get(k, v) != v]
+        other = [f"{k}={before[k]} instead of {v}" for k, v in self._decisive().items() if before.get(k, v) != v]
         if other:
             raise InputError(
                 f"{self.trainer.ckpt_path}: of a pre-training with {', '.join(other)}; give this one another --output"
             )
+
+    def _decisive(self) -> dict[str, Any]:
+        """All that a resumed training must have as before; the schedule, too, follows from the number of epochs."""
+        clouds: dict[str, Any] = self.trainer.datamodule.settings  # pyright: ignore[reportAttributeAccessIssue]
+        return {**self.settings, **clouds, "max_epochs": self.trainer.max_epochs}
 
 
 class EncoderFile(Callback):

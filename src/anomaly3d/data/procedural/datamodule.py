@@ -39,6 +39,13 @@ class ProceduralDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_clouds = val_clouds
         self.num_workers = num_workers
+        # What decides the training clouds of every step.
+        self.settings = {
+            "points": points,
+            "clouds_per_epoch": clouds_per_epoch,
+            "batch_size": batch_size,
+            "seed of the stream": seed,
+        }
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """This epoch's clouds; the trainer asks anew every epoch."""
