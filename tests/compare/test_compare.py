@@ -36,6 +36,16 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
+def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
+    part = tmp_path / "model.yaml"
+    part.write_text("lr: 0.1\n")
+    (run,) = expand({"A": Method(CONF / "sedir.yaml", {"model": str(part)})}, ["unified"], [0], ["x"], {}, tmp_path)
+    before = run.fingerprint
+    assert run.fingerprint == before
+    part.write_text("lr: 0.2\n")
+    assert run.fingerprint != before
+
+
 def test_published_values_of_no_metric_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'A': no metric auroc; choose from o_auroc"):
         compare({"A": Method(CONF / "sedir.yaml", published={"auroc": 81.0})}, tmp_path)

@@ -30,11 +30,11 @@ def write_cloud(path: Path, xyz: np.ndarray) -> Path:
     elif path.suffix == ".obj":
         path.write_text("\n".join("v " + " ".join(repr(float(value)) for value in row) for row in xyz) + "\n")
     else:
-        np.savetxt(path, xyz, delimiter="," if path.suffix == ".txt" else " ", fmt="%.17g")
+        np.savetxt(path, xyz, delimiter=" " if path.suffix == ".xyz" else ",", fmt="%.17g")
     return path
 
 
-@pytest.mark.parametrize("suffix", [".pcd", ".ply", ".obj", ".xyz", ".txt", ".npy"])
+@pytest.mark.parametrize("suffix", [".pcd", ".ply", ".obj", ".xyz", ".txt", ".csv", ".npy"])
 def test_far_coordinates_keep_their_detail(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
     """Detail of a millimetre at a million metres is lost in float32 but for centring first."""
     detail = rng.normal(size=(100, 3)) * 0.01

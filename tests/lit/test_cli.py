@@ -60,6 +60,7 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert record["protocol"] == "strict"
     assert record["seed"] == 0
     assert len(record["backbone_sha256"]) == len(record["config_sha256"]) == 64
+    assert (record["category_accuracy"] is None) == (conf.stem != "sedir")
     assert record["backbone_weights"] == "random"
     assert record["setting"] == "unified"
     assert record["dataset"] == "parts"
@@ -93,6 +94,12 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
         assert scores.shape == (len(read_cloud(cloud)),)
         assert np.isfinite(scores).all()
         assert (objects_file.parent / str(row["point_scores"])).with_suffix(".ply").stat().st_size > 15 * len(scores)
+
+    # One of its categories, and another seed: the record is of the training all the same.
+    main(["test", *common, "--data.categories", "[gear]", "--seed_everything", "5"])
+    (other,) = Path("runs").glob("*/version_4/test/record.json")
+    same = ("seed", "setting")
+    assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 
 
 @pytest.mark.slow

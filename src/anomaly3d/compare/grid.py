@@ -64,7 +64,9 @@ class Run:
         """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
         split = [] if self.split == "test" else [self.split]
         content = json.dumps([self.config.read_text(), self.arguments, *split])
-        return hashlib.sha256(content.encode()).hexdigest()
+        files = [Path(value) for value in self.overrides.values() if isinstance(value, str)]  # parts, weights
+        parts = [path.read_bytes() for path in files if path.is_file()]
+        return hashlib.sha256(b"".join([content.encode(), *parts])).hexdigest()
 
 
 def expand(

@@ -19,7 +19,7 @@ from anomaly3d.errors import InputError
 __all__ = ["CLOUD_SUFFIXES", "MESH_SUFFIXES", "centred", "finite_rows", "read_cloud", "read_points", "write_pcd"]
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl")
-_TEXT_SUFFIXES = (".xyz", ".txt")
+_TEXT_SUFFIXES = (".xyz", ".txt", ".csv")
 CLOUD_SUFFIXES = (".pcd", *MESH_SUFFIXES, *_TEXT_SUFFIXES, ".npy")
 
 

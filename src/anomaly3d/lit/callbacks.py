@@ -50,7 +50,7 @@ class ResultTable(Callback):
         if not trainer.is_global_zero or module.result is None:
             return
         config = settings(Path(log_dir or "") / "config.yaml")
-        record = {"split": split, **run_facts(trainer, module), **provenance(module.detector), **config}
+        record = {"split": split, **provenance(module.detector), **run_facts(trainer, module), **config}
         shown = {name: record[name] for name in _SHOWN}
         Console().print(evaluation_table(module.result, shown).console())
         if log_dir is None:
@@ -58,6 +58,7 @@ class ResultTable(Callback):
         folder = Path(log_dir) / split
         csv = write_evaluation(module.result, shown, folder, row_facts(record))[0]
         # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
+        record["category_accuracy"] = module.result.category_accuracy
         record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
         print(f"written: {csv}, metrics.md, metrics.tex and record.json beside it")
@@ -173,11 +174,12 @@ class PredictionFiles(Callback):
 
 
 def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
-    """Data set, setting, thresholds and wall times of a run."""
+    """Data set, thresholds and wall times of a run; setting and seed are of the training, not of the test."""
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "dataset": data.root.name,
-        "setting": "per-category" if len(data.category_names) == 1 else "unified",
+        "setting": "per-category" if len(module.detector.categories) == 1 else "unified",
+        **({} if module.trained_seed is None else {"seed": module.trained_seed}),
         "thresholds": None if module.thresholds is None else asdict(module.thresholds),
         "train_seconds": round(module.train_seconds, 1),
         "test_seconds": round(module.test_seconds, 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -67,6 +68,7 @@ class AnomalyModule(L.LightningModule):
         self.warmup_lr = warmup_lr
         self.exact_metrics = exact_metrics
         self.thresholds: Thresholds | None = None
+        self.trained_seed: int | None = None  # of the checkpoint in use
         self.train_seconds = self.test_seconds = 0.0
         self._fit_started: float | None = None
         self._evaluation_started = 0.0
@@ -177,10 +179,12 @@ class AnomalyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down which detector this is and which categories it was trained on."""
+        seed = None if (given := os.environ.get("PL_GLOBAL_SEED")) is None else int(given)
         checkpoint["anomaly3d"] = {
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
             "settings": self.detector.fixed_settings(),
+            "seed": seed if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
         }
@@ -218,6 +222,7 @@ class AnomalyModule(L.LightningModule):
         self.detector.configure(made_by["categories"])
         self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
+        self.trained_seed = made_by.get("seed")
         found = checkpoint["state_dict"]
         self.detector.make_room({name.removeprefix("detector."): value for name, value in found.items()})
         expected = self.state_dict()

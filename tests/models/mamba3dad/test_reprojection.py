@@ -58,3 +58,11 @@ def test_points_of_the_file_get_the_scores_of_the_ordered_ones_and_copies_share_
         copies = [place for place, t in enumerate(order.tolist()) if torch.equal(xyz[t], point)]
         assert score == scores[copies[0]]
     assert len(out.unique()) == len(distinct)
+
+
+def test_tokens_that_no_slot_takes_say_nothing() -> None:
+    plan = torch.zeros(1, 8, 3)  # two layers of four patches
+    plan[0, 0, 0] = 1e-7  # of little mass, yet of one slot alone
+    plan[0, 5, 1] = plan[0, 6, 2] = 1.0
+    logits = torch.tensor([[-5.0, -3.0, -4.0]])
+    torch.testing.assert_close(patch_scores(logits, plan, 4), torch.tensor([[-5.0, -3.0, -4.0, -4.0]]))

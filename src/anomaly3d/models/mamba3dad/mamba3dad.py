@@ -264,12 +264,29 @@ class Mamba3dAD(Detector):
         self.median_voxels = median_voxels
         self.views = views
         self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone)
+        self._fixed = {
+            "blocks": self.blocks,
+            "standardise": self.standardise,
+            "group_size": group_size,
+            "voxel_size": voxel_size,
+            "order": order,
+            "ordering": ordering,
+            "assignment": assignment,
+            "affinity": affinity,
+            "tau": tau,
+            "graph_neighbours": graph_neighbours,
+            "sinkhorn_iterations": sinkhorn_iterations,
+            "block_tokens": block_tokens,
+            "state_norm": state_norm,
+            "max_state_norm": max_state_norm,
+            "bidirectional": bidirectional,
+        }
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What the tokens are that the weights have learned from."""
-        return {"blocks": tuple(self.blocks), "standardise": self.standardise}
+        """What the tokens are, how they are ordered and read: the weights have learned from that."""
+        return self._fixed
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""

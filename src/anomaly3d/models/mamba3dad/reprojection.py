@@ -7,16 +7,27 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anomaly3d.models.mamba3dad.ordering import row_distribution
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
 
+_NO_MASS = 1e-12
+
 
 def patch_scores(logits: Float[Tensor, "B S"], plan: Float[Tensor, "B T S"], patches: int) -> Float[Tensor, "B M"]:
-    """Tokens average their slots' logits under the row-normalised plan; a patch takes the maximum over its layers."""
+    """Tokens average their slots' logits under the row-normalised plan; a patch takes the maximum over its layers.
+
+    A token that no slot takes (under Hungarian or softmax assignment) says nothing; a patch of such tokens alone has
+    the mean of the others [ours].
+    """
     with no_autocast(plan):
-        tokens = einsum(row_distribution(plan), logits.float(), "b t s, b s -> b t")
-    return rearrange(tokens, "b (l m) -> b l m", m=patches).amax(dim=1)
+        plan = plan.float()
+        mass = plan.sum(dim=-1)
+        tokens = einsum(plan, logits.float(), "b t s, b s -> b t") / mass.clamp_min(_NO_MASS)
+        tokens = tokens.masked_fill(mass <= _NO_MASS, -torch.inf)
+        scores = rearrange(tokens, "b (l m) -> b l m", m=patches).amax(dim=1)
+        unseen = scores.isneginf()
+        others = scores.masked_fill(unseen, 0).sum(1, keepdim=True) / (~unseen).sum(1, keepdim=True).clamp_min(1)
+        return torch.where(unseen, others, scores)
 
 
 def point_scores(
