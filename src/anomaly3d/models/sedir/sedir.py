@@ -88,6 +88,8 @@ class SeDiR(Detector):
             [inferred]; lower it with few centres, where 7 would span the whole object.
         geometry_source: normals and curvatures from the `centres` [inferred] or from the whole `cloud` around them.
         geometry_beta: initial strength of the geometry bias, or of the gate, learnable [inferred].
+        geometry_hidden: channels inside the MLP of the geometry bias, or of the gate [ours].
+        geometry_masked: share of patches that `masking` hides [ours: as many as MC3D-AD masks].
         frozen_cache_gb: memory for the frozen tokens of training clouds, which are not augmented: the same in every
             epoch [ours]; 0 encodes them at every step, with the same losses.
         voxel_size: edge of the voxel filter in file units; the paper has none.
@@ -135,6 +137,8 @@ class SeDiR(Detector):
         geometry_radius: float = 7.0,
         geometry_source: GeometrySource = "centres",
         geometry_beta: float = 1.0,
+        geometry_hidden: int = 32,
+        geometry_masked: float = 0.4,
         frozen_cache_gb: float = 2.0,
         voxel_size: float | None = None,
         pad: bool = False,
@@ -150,10 +154,10 @@ class SeDiR(Detector):
         smooth_sigma: float | None = None,
     ) -> None:
         super().__init__()
-        check_range(1, inf, num_groups=num_groups, width=width, hidden=hidden)
+        check_range(1, inf, num_groups=num_groups, width=width, hidden=hidden, geometry_hidden=geometry_hidden)
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
-        check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
+        check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability, geometry_masked=geometry_masked)
         check_range(0, inf, contrastive_weight=contrastive_weight, class_weight=class_weight)
         check_range(0, inf, cosine_weight=cosine_weight)
         self.neighbourhoods = neighbourhoods(group_size, neighbourhood_ratio)
@@ -193,7 +197,7 @@ class SeDiR(Detector):
             cosine_weight,
             class_weight,
         )
-        self.guidance = GeometryGuidance(geometry, beta=geometry_beta)
+        self.guidance = GeometryGuidance(geometry, geometry_hidden, geometry_beta, geometry_masked)
         self.decoder = GeometryGuidedDecoder(token_width, width, decoder_depth, heads, hidden, dropout)
 
     def configure(self, categories: Sequence[str]) -> None:
