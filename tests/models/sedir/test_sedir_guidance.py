@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly3d.errors import InputError
+from anomaly3d.models.sedir import SeDiR
 from anomaly3d.models.sedir.ggd import GeometryGuidedAttention
 from anomaly3d.models.sedir.guidance import GeometryGuidance
 
@@ -60,3 +62,14 @@ def test_gate_multiplies_the_values():
         heads.append(weight @ torch.diag(guidance.gate[0]) @ v[0, :, part])
     expected = attention.out(torch.cat(heads, dim=-1))[None]
     torch.testing.assert_close(attention(query, memory, guidance), expected)
+
+
+def test_the_detector_s_settings_arrive():
+    settings = {"backbone_size": "tiny", "backbone_weights": "random", "geometry_hidden": 8, "geometry_beta": 2.0}
+    learned = SeDiR(**settings).guidance
+    assert [tuple(p.shape) for p in learned.mlp.parameters()] == [(8, 2), (8,), (1, 8)]
+    assert learned.beta.item() == 2.0
+    hidden = SeDiR(geometry="masking", geometry_masked=0.3, **settings).guidance(torch.randn(1, 10, 2)).bias
+    assert (hidden < 0).sum() == 3
+    with pytest.raises(InputError, match="geometry_masked=1"):
+        SeDiR(geometry="masking", geometry_masked=1.0, **settings)
