@@ -11,7 +11,8 @@ from command_line import TWO, checkpoint, run
 
 CONF = Path(__file__).parents[1] / "conf" / "mamba3dad.yaml"
 
-# Nothing is drawn but the order of the clouds: each process has draws of its own, which the single one can't repeat.
+# Nothing is drawn but the order of the clouds: each process draws from a stream of its own (`lit/random_state.py`),
+# which the single one can't repeat.
 NO_DRAWS = {
     "yaw": "false",
     "jitter": "0.0",
