@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from math import erf, sqrt
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from anomaly3d.models.sedir import SeDiR
 from anomaly3d.models.sedir.c3l import CategoryContrast
 from anomaly3d.models.sedir.cfgt import CoarseToFineTokenizer, Encoded, GlobalToken, position_embedding
 from anomaly3d.models.sedir.ggd import DecoderLayer, GeometryGuidedAttention, GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import Guidance
+from anomaly3d.models.sedir.sedir import FrozenView
 
 Linear = tuple[np.ndarray, np.ndarray]
 M = TypeVar("M", bound=nn.Module)
@@ -128,6 +130,26 @@ def test_position_embedding_is_linear_relu_linear():
     module, centres = shaken(position_embedding(8)), randn(2, 5, 3)
     expected = linear(of(module[2]), relu(linear(of(module[0]), numpy(centres))))
     np.testing.assert_allclose(numpy(module(centres)), expected, atol=1e-12)
+
+
+def test_the_parts_are_joined_as_in_the_paper():
+    """The parts themselves are checked above."""
+    backbone: dict[str, Any] = {"backbone_size": "tiny", "backbone_weights": "random"}
+    model = shaken(SeDiR(width=8, encoder_depth=1, decoder_depth=2, heads=2, hidden=16, **backbone))
+    base, fine, coarse = (randn(2, 6, model.backbone.width, seed=seed) for seed in range(3))
+    centres, geometry = randn(2, 6, 3, seed=3), randn(2, 6, 2, seed=4)
+    found = model.reconstruct(FrozenView(fine, base, coarse, centres, geometry))
+    position = model.position(centres)
+    encoded = model.tokenizer(base, position, (fine, coarse))
+    means = [tokens.sum(1) / 6 for tokens in (encoded.base, encoded.coarse, encoded.fine)]
+    feature = torch.cat([*means, encoded.act], dim=1)
+    assert model.embed is not None
+    assert found.feature is not None
+    assert found.z is not None
+    z = model.embed(feature)
+    rebuilt = model.decoder(z, position, encoded.base, model.guidance(geometry))
+    for got, expected in ((found.feature, feature), (found.z, z), (found.tokens, rebuilt)):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("kind", ["bias", "gate"])
