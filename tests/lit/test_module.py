@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -82,6 +82,61 @@ def test_scoring_sees_no_truth_and_frozen_parameters_stay() -> None:
     assert detector.categories == ("thing",)
     assert module.result is not None
     assert module.result.rows[0].clouds == 4
+
+
+class Rows(PointCloudDataModule):
+    """The same six clouds every epoch, in batches of a given size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("unused", val_normal=0, val_defective=0)
+        self.size = size
+
+    def setup(self, stage: str | None = None) -> None:
+        self.category_names = ("thing",)
+
+    def train_dataloader(self) -> DataLoader[PointCloudBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        clouds = torch.randn(6, 20, 3, generator=torch.Generator().manual_seed(0))
+        batches = [
+            PointCloudBatch.pack(list(part), [f"{i}{j}" for j in range(len(part))], [0] * len(part))
+            for i, part in enumerate(clouds.split(self.size))
+        ]
+        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+class Plain(AnomalyModule):
+    """Steps in proportion to the gradient; keeps what is logged."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    def on_train_epoch_end(self) -> None:
+        self.logged = self.trainer.callback_metrics["train/loss"].item()
+
+
+def test_an_incomplete_group_of_accumulated_batches_steps_as_one_large_batch() -> None:
+    def train(size: int, accumulate: int) -> tuple[Tensor, float, int]:
+        module = Plain(Distance())
+        trainer = L.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            accumulate_grad_batches=accumulate,
+        )
+        trainer.fit(module, Rows(size))
+        return cast(Distance, module.detector).centre.detach(), module.logged, trainer.global_step
+
+    # Six batches of one: a group of four and one of two. Two of three: an incomplete group alone.
+    for small, accumulate, large, steps in ((1, 4, 4, 4), (3, 4, 6, 2), (1, 3, 3, 4)):
+        accumulated, whole = train(small, accumulate), train(large, 1)
+        assert accumulated[2] == whole[2] == steps
+        torch.testing.assert_close(accumulated[0], whole[0], rtol=1e-6, atol=1e-6)
+    # What is logged is the loss itself, not the weighted one: here of the second epoch, behind a step of one batch.
+    centre, clouds = torch.ones(3, requires_grad=True), next(iter(Rows(6).train_dataloader())).xyz
+    (gradient,) = torch.autograd.grad((clouds - centre).square().mean(), centre)
+    expected = (clouds - (centre - 0.5 * gradient)).square().mean()
+    assert train(6, 4)[1] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_thresholds_come_from_validation_and_training_is_timed() -> None:

@@ -99,18 +99,28 @@ class AnomalyModule(L.LightningModule):
     # -- training ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
-        """The detector's loss; every term of it is logged."""
+        """The detector's loss, weighted by `_accumulation_weight`; every term of it is logged as it is."""
         terms = self.detector.loss(batch)
         self.log_dict(
             {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}, batch_size=len(batch)
         )
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
-        return terms["loss"]
+        return self._accumulation_weight(batch_idx) * terms["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: PointCloudBatch, batch_idx: int) -> None:
         """Behind the last batch: before the validation and the checkpoint of this epoch."""
         if batch_idx + 1 == self.trainer.num_training_batches and self.detector.finish_pass():
             self.trainer.should_stop = True
+
+    def _accumulation_weight(self, batch_idx: int) -> float:
+        """What makes the step of an epoch's last, incomplete group of accumulated batches that of their mean.
+
+        Lightning steps behind the last batch, but divides each loss by `accumulate_grad_batches` all the same.
+        """
+        group, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        if math.isinf(batches) or batch_idx < batches - batches % group:
+            return 1.0
+        return group / (batches % group)
 
     # -- evaluation --------------------------------------------------------------------------------------------
 
