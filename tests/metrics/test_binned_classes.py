@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.multiprocessing.spawn import spawn
+from torchmetrics import MetricCollection
 
 from anomaly3d.errors import InputError
 from anomaly3d.metrics import binned_classes
+from anomaly3d.metrics.binned import tied_bins
 from anomaly3d.metrics.binned_classes import (
     STATE_BYTES,
     BinnedAUPRO,
@@ -161,6 +163,106 @@ def test_categories_are_apart():
         for _ in range(repeats):
             alone.update(*parts[category])
         assert both.compute().value[category] == alone.compute().value
+
+
+def differently_ranged() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Updates whose scores lie apart, far apart, and over each other, the last in cells cut by the others."""
+    ranges = [(1.0, 0.0), (0.1, 2.0), (300.0, -1.0), (1e-3, 1.0), (2.0, 0.5)]
+    return [shifted(4000, 20 + seed, *of) for seed, of in enumerate(ranges)]
+
+
+def assert_encloses(bounded, metric_class, parts, widest=5e-3):
+    scores, target = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    exact = float(REFERENCE[metric_class](target, scores))
+    value, lower, upper = (v.item() for v in bounded)
+    assert lower - 1e-11 <= exact <= upper + 1e-11
+    assert lower - 1e-11 <= value <= upper + 1e-11
+    assert upper - lower <= widest
+
+
+@pytest.mark.parametrize("metric_class", REFERENCE)
+def test_forward_counts_as_update_does_and_returns_the_batch(metric_class):
+    metric, parts = metric_class(), differently_ranged()
+    for index, part in enumerate(parts):
+        batch_value = metric(*part)
+        assert_encloses(metric.compute(), metric_class, parts[: index + 1])
+        assert_encloses(batch_value, metric_class, [part])
+    metric.update(*parts[0])
+    assert_encloses(metric.compute(), metric_class, [*parts, parts[0]])
+
+
+@pytest.mark.parametrize("metric_class", REFERENCE)
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_merged_states_are_those_of_all_parts(metric_class, as_dict):
+    parts = differently_ranged()
+    merged, other = metric_class(), metric_class()
+    for part in parts[:2]:
+        merged.update(*part)
+    for part in parts[2:]:
+        other.update(*part)
+    alone, kept = merged.compute(), {name: state.clone() for name, state in other.metric_state.items()}
+    merged.merge_state(other.metric_state if as_dict else other)
+    assert merged.compute() != alone
+    assert_encloses(merged.compute(), metric_class, parts)
+    assert all(torch.equal(state, kept[name]) for name, state in other.metric_state.items())
+    merged.merge_state(metric_class())
+    assert_encloses(merged.compute(), metric_class, parts)
+
+
+def test_merged_histograms_are_counts_on_the_common_grid():
+    parts = differently_ranged()
+    one, other = (ScoreHistograms(categories=2, bins=CELLS + 3000) for _ in range(2))
+    for metric, chosen in ((one, parts[:3]), (other, parts[3:])):
+        for scores, target in chosen:
+            metric(scores, target, torch.full((int(target.sum()),), 0.5), category=1)
+    one.merge_state(other)
+    positives, negatives, overlap, grids = one.compute()
+    scores, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    assert grids[1].bins <= one.bins
+    for counts, expected in ((positives, target), (negatives, ~target), (2 * overlap, target)):
+        assert torch.equal(counts[1].long(), torch.bincount(grids[1].index(scores[expected]), minlength=one.bins))
+        assert not counts[0].any()
+
+
+def test_histograms_of_another_shape_are_not_merged():
+    for other in (ScoreHistograms(categories=2), ScoreHistograms(bins=CELLS)):
+        with pytest.raises(InputError, match="positives: merge histograms of as many categories and bins"):
+            ScoreHistograms().merge_state(other)
+
+
+@pytest.mark.parametrize("compute_groups", [True, False])
+def test_a_collection_may_be_updated_and_called_in_turn(compute_groups):
+    parts = differently_ranged()
+    names = {metric_class.__name__: metric_class for metric_class in REFERENCE}
+    collection = MetricCollection([metric_class() for metric_class in REFERENCE], compute_groups=compute_groups)
+    for index, part in enumerate(parts):
+        if index % 2:
+            for name, batch_value in collection(*part).items():
+                assert_encloses(batch_value, names[name], [part])
+        else:
+            collection.update(*part)
+        for name, bounded in collection.compute().items():
+            assert_encloses(bounded, names[name], parts[: index + 1])
+
+
+def test_aupro_by_forward_and_merge():
+    scores, target = (torch.cat(column) for column in zip(*differently_ranged(), strict=True))
+    weight = torch.full((int(target.sum()),), 1 / 500, dtype=torch.float64)
+    whole, called, merged = (BinnedAUPRO() for _ in range(3))
+    whole.update(scores, target, weight)
+    for part in differently_ranged():
+        mine = weight[: int(part[1].sum())]
+        called(*part, mine)
+        other = BinnedAUPRO()
+        other.update(*part, mine)
+        merged.merge_state(other)
+    bins = tied_bins(scores, target, weight)
+    exact = binned_classes.binned_aupro(bins.weight, bins.negatives).value
+    for metric in (whole, called, merged):
+        value, lower, upper = metric.compute()
+        assert lower - 1e-11 <= exact <= upper + 1e-11
+        assert lower <= value <= upper
+        assert upper - lower < 5e-3
 
 
 @pytest.mark.parametrize("metric_class", [*REFERENCE, BinnedAUPRO])

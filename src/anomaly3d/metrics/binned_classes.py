@@ -31,6 +31,8 @@ def bins_per_category(categories: int) -> int:
 
 
 _COUNTS = ("positives", "negatives", "overlap")
+States = dict[str, Tensor]
+"""Of `ScoreHistograms`: those of `_COUNTS`, and `level`."""
 
 
 class Histograms(NamedTuple):
@@ -47,9 +49,10 @@ class ScoreHistograms(Metric):
 
     The grid (`metrics/grid.py`) covers every float. A cell that is met for the first time is cut into bins by its share
     of the update, half by all normal and half by all anomalous scores in it; each update may use half of the bins that
-    are left. Before processes are added up, all take the coarser of their grids, so that every process gets the same
-    sums. The order of updates and their distribution over processes decide the grid, and move values within the bounds;
-    the order of the scores in an update changes nothing.
+    are left. Before states are added up (of processes, by `merge_state`, or by `forward`, which counts a batch alone),
+    all take the coarser of their grids, so that every process gets the same sums. The order of updates and their
+    distribution over processes decide the grid, and move values within the bounds; the order of the scores in an update
+    changes nothing.
 
     State: 24 bytes per bin and 16 kB per category, under any amount of points; a gather holds that once per process for
     a moment. Each sample must be given once: sums cannot be freed of repeats (see `Evaluator`).
@@ -119,30 +122,65 @@ class ScoreHistograms(Metric):
         share = torch.stack([part / part.sum() for part in parts if part.any()]).mean(0)
         free = (share > 0) & (grid.cell_counts(self.positives[category] + self.negatives[category]) == 0)
         if free.any():
-            self._take(category, grid.refined(free, share, room))
+            _take(self._states, category, grid.refined(free, share, room))
 
-    def _take(self, category: int, new: Grid) -> None:
-        """Change to another grid."""
-        old = Grid(self.level[category])
-        if torch.equal(old.level, new.level):
-            return
-        for name in _COUNTS:
-            state = getattr(self, name)
-            state[category] = old.move(state[category], new)
-        self.level[category] = new.level
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        """One grid for both states, then torchmetrics' sums; `forward` and `merge_state` come here."""
+        states = self._states
+        for name, state in states.items():
+            if name not in incoming_state or incoming_state[name].shape != state.shape:
+                raise InputError(f"{name}: merge histograms of as many categories and bins, here {self.bins}")
+        level = _common_level(torch.stack([_wanted_level(states), _wanted_level(incoming_state)]), self.bins)
+        self._set_states(_moved(states, level))
+        super()._reduce_states(_moved(incoming_state, level))
+        self._computed = None  # torchmetrics keeps the value of before a merge
 
     def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
         """One grid for all processes, then torchmetrics' sums."""
-        for name in (*_COUNTS, "level"):  # local states are put back after the sync: leave them as they are
-            setattr(self, name, getattr(self, name).clone())
-        # A process does not mind how finely a cell is cut that it has nothing in.
-        counts = self.positives + self.negatives
-        used = torch.stack([Grid(level).cell_counts(row) > 0 for level, row in zip(self.level, counts, strict=True)])
-        wanted = torch.where(used, self.level, MOST + 1)
-        coarser = torch.stack(dist_sync_fn(wanted, process_group or self.process_group)).amin(0)
-        for category, level in enumerate(torch.where(coarser > MOST, 0, coarser)):
-            self._take(category, Grid(level.to(torch.int8)).shrunk(self.bins))
+        wanted = dist_sync_fn(_wanted_level(self._states), process_group or self.process_group)
+        self._set_states(_moved(self._states, _common_level(torch.stack(wanted), self.bins)))
         super()._sync_dist(dist_sync_fn, process_group)
+
+    @property
+    def _states(self) -> States:
+        return {name: getattr(self, name) for name in (*_COUNTS, "level")}
+
+    def _set_states(self, states: States) -> None:
+        for name, state in states.items():
+            setattr(self, name, state)
+
+
+def _wanted_level(states: States) -> Int8[Tensor, "C CELLS"]:
+    """Levels of the cells that hold counts, and MOST + 1 for empty ones: these may be cut in any way."""
+    counts = states["positives"] + states["negatives"]
+    used = torch.stack([Grid(level).cell_counts(row) > 0 for level, row in zip(states["level"], counts, strict=True)])
+    return torch.where(used, states["level"], MOST + 1)
+
+
+def _common_level(wanted: Int8[Tensor, "S C CELLS"], bins: int) -> Int8[Tensor, "C CELLS"]:
+    """Levels of the finest grids of at most so many bins that all S states can move to."""
+    coarser = wanted.amin(0)
+    coarser = torch.where(coarser > MOST, 0, coarser).to(torch.int8)
+    return torch.stack([Grid(level).shrunk(bins).level for level in coarser])
+
+
+def _moved(states: States, level: Int8[Tensor, "C CELLS"]) -> States:
+    """A copy of the states on other grids; the states themselves may be another's, or be put back after a sync."""
+    moved = {name: state.clone() for name, state in states.items()}
+    for category, row in enumerate(level):
+        _take(moved, category, Grid(row))
+    return moved
+
+
+def _take(states: States, category: int, new: Grid) -> None:
+    """Change a category's grid, in place."""
+    old = Grid(states["level"][category].clone())
+    if torch.equal(old.level, new.level):
+        return
+    for name in _COUNTS:
+        if states[name][category].any():
+            states[name][category] = old.move(states[name][category], new)
+    states["level"][category] = new.level
 
 
 def _counts(grid: Grid, scores: Tensor, target: Tensor, bins: int) -> tuple[Tensor, Tensor]:
