@@ -72,6 +72,16 @@ def test_without_labels_there_is_nothing_to_evaluate():
         Evaluator(NAMES).update(prediction, batch.without_truth())
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("bad", [2, -1])
+@pytest.mark.parametrize("mask", [True, False])
+def test_labels_other_than_0_and_1_are_refused(exact, bad, mask):
+    clouds = make_clouds(3)
+    clouds[1]["label"] = bad
+    with pytest.raises(InputError, match=r"labels must be 0 \(normal\) or 1 \(anomalous\).*: chair/test/001$"):
+        Evaluator(NAMES, exact=exact).update(*make_batch(clouds, mask=mask))
+
+
 def test_without_masks_only_object_metrics():
     clouds = make_clouds()
     with pytest.warns(

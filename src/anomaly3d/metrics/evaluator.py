@@ -71,7 +71,7 @@ class Evaluator(nn.Module):
         """Add the clouds of one batch; without a mask they count for the object metrics only.
 
         Raises:
-            InputError: the batch has no labels, or no categories although there are several.
+            InputError: the batch has no labels or others than 0 and 1, or no categories although there are several.
             ValueError: prediction and batch do not fit, or a score is NaN or infinite.
         """
         if batch.label is None:
@@ -79,6 +79,7 @@ class Evaluator(nn.Module):
                 f"{batch.sample_id[0]}: this data has no ground truth, so there is nothing to evaluate; "
                 "use `predict` to score it"
             )
+        _check_labels(batch.label, batch.sample_id)
         category = self._category(batch)
         _check_scores(prediction, batch)
         ids = [stable_id(name) for name in batch.sample_id]
@@ -245,6 +246,12 @@ class Evaluator(nn.Module):
                 rank_zero_warn(notes[-1], stacklevel=3)
                 self._warned |= pairs
         return tuple(notes)
+
+
+def _check_labels(label: Int[Tensor, " B"], sample_id: Sequence[str]) -> None:
+    bad = [name for name, value in zip(sample_id, label.tolist(), strict=True) if value not in (0, 1)]
+    if bad:
+        raise InputError(f"labels must be 0 (normal) or 1 (anomalous); mend those of the clouds: {', '.join(bad)}")
 
 
 def _check_scores(prediction: AnomalyPrediction, batch: PointCloudBatch) -> None:
