@@ -323,8 +323,9 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint), *register]
     main(["test", *common])
     assert "Category accuracy 100.0 %." in markdown(1)
-    paper = "--model.detector.init_args.protocol=paper"
-    main(["test", *common, paper])
-    main(["test", *common, paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
+    # The tokens stay as they were learned from.
+    paper = ["--model.detector.init_args.protocol=paper", "--model.detector.init_args.standardise=true"]
+    main(["test", *common, *paper])
+    main(["test", *common, *paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
     assert "Category accuracy" not in markdown(2)
     pd.testing.assert_series_equal(table(2).loc[1, METRICS], table(3).loc[0, METRICS], check_names=False)
