@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -16,6 +15,7 @@ from torch.optim import AdamW
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
+from anomaly3d.lit.record import run_seed
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
@@ -189,12 +189,11 @@ class AnomalyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down which detector this is and which categories it was trained on."""
-        seed = None if (given := os.environ.get("PL_GLOBAL_SEED")) is None else int(given)
         checkpoint["anomaly3d"] = {
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
             "settings": self.detector.fixed_settings(),
-            "seed": seed if self.trained_seed is None else self.trained_seed,
+            "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
         }

@@ -33,15 +33,20 @@ _IN_ROWS = (
 _PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
 
 
+def run_seed() -> int | None:
+    """The seed of this process, as Lightning's seed_everything leaves it."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
+
+
 def provenance(detector: Detector) -> dict[str, Any]:
     """What every result carries beside its numbers: model, protocol, weights, seed, command, versions and machine."""
     backbone = next((module for module in detector.modules() if isinstance(module, PointMAE)), None)
-    seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
     cuda = next(detector.parameters()).is_cuda
     return {
         "method": type(detector).__name__,
         "protocol": detector.protocol,
-        "seed": None if seed is None else int(seed),
+        "seed": run_seed(),
         "backbone_sha256": None if backbone is None else weights_hash(backbone),
         "parameters": sum(p.numel() for p in detector.parameters()),
         "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),

@@ -6,7 +6,8 @@ import torch
 from part_shapes import bracket
 from scipy.spatial.transform import Rotation
 
-from anomaly3d.models.components.icp import Surface, icp, moved, residuals
+from anomaly3d.models.components.icp import Surface, icp, residuals
+from anomaly3d.models.components.ransac import moved
 from anomaly3d.models.components.registration import RegistrationSettings, Template
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from anomaly3d.models.components.ransac import Poses
+from anomaly3d.models.components.ransac import Poses, moved
 
 
 class Surface(NamedTuple):
@@ -23,11 +23,6 @@ class Surface(NamedTuple):
     def of(cls, points: Float64[np.ndarray, "m 3"], normals: Float64[np.ndarray, "m 3"]) -> Surface:
         """Of points and their normals."""
         return cls(KDTree(points), points, normals)
-
-
-def moved(points: Float64[np.ndarray, "n 3"], poses: Poses) -> Float64[np.ndarray, "H n 3"]:
-    """The points in every pose."""
-    return points @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
 
 
 def icp(source: Float64[np.ndarray, "n 3"], surface: Surface, poses: Poses, reach: float, iterations: int) -> Poses:

@@ -41,9 +41,13 @@ def ransac_poses(
     inliers = np.empty(len(poses), np.int64)
     for i in range(0, len(poses), 256):  # in pieces: hypotheses times points
         part = poses[i : i + 256]
-        moved = source @ part[:, :3, :3].transpose(0, 2, 1) + part[:, None, :3, 3]
-        inliers[i : i + 256] = (np.square(moved - target).sum(2) < reach**2).sum(1)
+        inliers[i : i + 256] = (np.square(moved(source, part) - target).sum(2) < reach**2).sum(1)
     return poses[np.argsort(-inliers, kind="stable")[:keep]]
+
+
+def moved(points: Float64[np.ndarray, "n 3"], poses: Poses) -> Float64[np.ndarray, "H n 3"]:
+    """The points in every pose."""
+    return points @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
 
 
 def kabsch(source: Float64[np.ndarray, "H n 3"], target: Float64[np.ndarray, "H n 3"]) -> Poses:

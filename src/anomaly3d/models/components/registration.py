@@ -14,9 +14,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from anomaly3d.models.components.fpfh import fpfh, one_thread, open3d
-from anomaly3d.models.components.icp import Surface, icp, moved, residuals
+from anomaly3d.models.components.icp import Surface, icp, residuals
 from anomaly3d.models.components.memory import nearest
-from anomaly3d.models.components.ransac import Poses, ransac_poses
+from anomaly3d.models.components.ransac import Poses, moved, ransac_poses
 from anomaly3d.ops.voxel import voxel_filter
 
 Pose = Float64[np.ndarray, "4 4"]
