@@ -19,6 +19,7 @@ from anomaly3d.compare.compare import compare
 from anomaly3d.compare.grid import Method, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
+from anomaly3d.models.backbones.weights import SHIPPED
 
 CONF = Path(__file__).parents[1] / "conf"
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr"]
@@ -43,6 +44,14 @@ def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     before = run.fingerprint
     assert run.fingerprint == before
     part.write_text("lr: 0.2\n")
+    assert run.fingerprint != before
+
+
+def test_other_shipped_weights_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = expand({"A": Method(CONF / "sedir.yaml")}, ["unified"], [0], ["x"], {}, tmp_path)
+    before, other = run.fingerprint, tmp_path / "other.safetensors"
+    other.write_bytes(b"other")
+    monkeypatch.setitem(SHIPPED, "small", other)
     assert run.fingerprint != before
 
 

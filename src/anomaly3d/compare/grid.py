@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from anomaly3d.models.backbones.weights import SHIPPED
+
 Setting = Literal["unified", "per-category"]
 Split = Literal["test", "validation"]
 
@@ -65,6 +67,7 @@ class Run:
         split = [] if self.split == "test" else [self.split]
         content = json.dumps([self.config.read_text(), self.arguments, *split])
         files = [Path(value) for value in self.overrides.values() if isinstance(value, str)]  # parts, weights
+        files += SHIPPED.values()
         parts = [path.read_bytes() for path in files if path.is_file()]
         return hashlib.sha256(b"".join([content.encode(), *parts])).hexdigest()
 

@@ -44,7 +44,7 @@ class RegistrationSettings:
     verified: int = 200
     rotations: int = 2000
     refined: int = 10
-    accept: float = 0.008
+    accept: float = 0.004
     seed: int = 0
 
 
