@@ -44,6 +44,9 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     found.pop("voxel_size", None)  # in the unit of the data set's files
     if recipe.stem.startswith("mc3d-ad_real3d_ad"):
         assert found.pop("num_groups") == 4 * settings.pop("num_groups")  # published for each data set
+    if "_real3d_ad_" in recipe.stem and method != "mc3d-ad":  # scans from one side, in any pose
+        assert found.pop("register") is found.pop("complete") is True
+        assert found.pop("resolution") == 0.0125
     assert found == settings
     assert whole == part
 

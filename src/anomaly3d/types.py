@@ -51,6 +51,11 @@ class PointCloudBatch(_Movable):
         """Each cloud's points, as views."""
         return iter(self.split(self.xyz))
 
+    def named_clouds(self) -> Iterator[tuple[Float[Tensor, "N 3"], str, int | None]]:
+        """Each cloud with its sample id and category."""
+        categories = [None] * len(self) if self.category is None else self.category.tolist()
+        return zip(self.clouds(), self.sample_id, categories, strict=True)
+
     def split(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Cut a packed per-point tensor (P, ...) into one view per cloud."""
         return torch.split(packed, self.sizes())

@@ -319,7 +319,7 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=2000"]
     checkpoint = fit(conf, parts, *register)
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert state["detector.templates.offsets"].tolist() == [0, 1000, 2000]  # a cloud of each category
+    assert state["detector.placement.templates.offsets"].tolist() == [0, 1000, 2000]  # a cloud of each category
     common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint), *register]
     main(["test", *common])
     assert "Category accuracy 100.0 %." in markdown(1)

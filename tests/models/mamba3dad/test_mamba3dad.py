@@ -188,7 +188,7 @@ def test_noise_on_tokens_teaches_without_altering_a_cloud() -> None:
     """No cloud is altered, the loss reaches every trained parameter, and scoring adds no noise."""
     still: dict[str, Any] = {"yaw": False, "jitter": 0.0, "scale": 0.0, "dropout_points": 0.0, "translation": 0.0}
     model = detector(corruption="tokens", noise_probability=0.3, views=1, **still)
-    view = model._view(clouds(200).xyz, "c/train/0")
+    view = model._view(clouds(200).xyz, "c/train/0", None)
     assert not view.defective.any()
     terms = model.loss(clouds(200, 300))
     terms["loss"].backward()
@@ -246,14 +246,14 @@ def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:
         if state is not None:
             model.load_state_dict(state)
         states.append(model.state_dict())
-        return model._view(cloud.xyz, "c/train/0").tokens
+        return model._view(cloud.xyz, "c/train/0", None).tokens
 
     states: list[dict[str, Any]] = []
     cloud = clouds(200)
     tokens = first_tokens(1)
     backbone = {k: v for k, v in states[0].items() if k.startswith("backbone.")}
     assert torch.equal(tokens, first_tokens(2, states[0]))
-    assert not torch.equal(tokens, first_tokens(2, states[1] | backbone | {"views_seed": torch.tensor(3)}))
+    assert not torch.equal(tokens, first_tokens(2, states[1] | backbone | {"views.seed": torch.tensor(3)}))
     with pytest.raises(InputError, match="views=0"):
         detector(views=0)
 

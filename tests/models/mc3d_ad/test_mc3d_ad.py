@@ -140,8 +140,8 @@ def test_the_first_pass_finds_the_templates_by_sample_id():
         assert terms["loss"].item() == 0
         assert all(p.grad is not None and not p.grad.any() for p in detector.parameters() if p.requires_grad)
     assert not detector.finish_pass()
-    templates = detector.templates
-    assert templates is not None
+    assert detector.placement is not None
+    templates = detector.placement.templates
     found = [set(map(tuple, t.xyz.tolist())) for t in templates.placing().templates]
     assert found == [set(map(tuple, clouds[name].tolist())) for name in ("b", "a")]
     assert detector.loss(PointCloudBatch.pack([clouds["d"]], ["d"], category=[0]))["loss"] > 0
@@ -164,15 +164,16 @@ def test_a_turned_cloud_is_brought_back_and_its_category_predicted():
     scores = detector.score(PointCloudBatch.pack([cloud, cloud @ turn.T], ["still", "turned"]))
     assert scores.category_logits is not None
     assert scores.category_logits.argmax(1).tolist() == [0, 0]
-    template = detector.templates.placing().templates[0].xyz  # pyright: ignore[reportOptionalMemberAccess]
-    placed, _ = detector._place(cloud @ turn.T, None)
-    assert torch.cdist(placed, template).amin(1).mean() < 0.25
+    assert detector.placement is not None
+    template = detector.placement.templates.placing().templates[0].xyz
+    placed = detector.place_predicted(PointCloudBatch.pack([cloud @ turn.T], ["turned"]))
+    assert torch.cdist(placed.batch.xyz, template).amin(1).mean() < 0.25
     assert torch.cdist(cloud @ turn.T, template).amin(1).mean() > 0.5
     # Under `paper` the category is told, and believed.
     told = make_detector(**settings, protocol="paper").eval()
     assert told.told_category
-    assert told.templates is not None
-    told.templates.keep([wedge(2000, 0), box(2000, 1)])
+    assert told.placement is not None
+    told.placement.templates.keep([wedge(2000, 0), box(2000, 1)])
     objects = [told.score(PointCloudBatch.pack([cloud], ["a"], category=[c])).object_scores for c in (0, 1)]
     assert objects[0] != objects[1]
     assert told.score(PointCloudBatch.pack([cloud], ["a"], category=[0])).category_logits is None

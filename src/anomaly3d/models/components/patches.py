@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +18,13 @@ from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PatchGroups, PointCloudBatch
+
+
+class Frame(NamedTuple):
+    """The sphere that becomes the unit sphere of the model, in file units."""
+
+    centroid: Float[Tensor, "3"]
+    radius: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -57,26 +66,25 @@ class PatchSampler(nn.Module):
         self.canonical = canonical
         self.pad = pad
 
-    def forward(self, batch: PointCloudBatch) -> PatchGroups:
+    def forward(self, batch: PointCloudBatch, frames: Sequence[Frame] | None = None) -> PatchGroups:
         """Patches of the batch's clouds; raises InputError for a cloud with too few or coincident points."""
-        return self.group(self.frame(batch))
+        return self.group(self.frame(batch, frames))
 
     @torch.no_grad()
-    def frame(self, batch: PointCloudBatch) -> FramedClouds:
-        """Voxel-filter the clouds and scale them into the unit sphere."""
-        clouds, centroids, radii = [], [], []
-        for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
+    def frame(self, batch: PointCloudBatch, frames: Sequence[Frame] | None = None) -> FramedClouds:
+        """Voxel-filter the clouds and scale each into the unit sphere, or its frame where `frames` are given."""
+        clouds, found = [], []
+        for b, (cloud, name) in enumerate(zip(batch.clouds(), batch.sample_id, strict=True)):
             # First of all: then even the sums below add in one order, whatever the file's.
             cloud = cloud[self.order(cloud)]
             if self.voxel_size is not None:
                 cloud = voxel_filter(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
             check_extent(cloud, name)
-            centroid = cloud.double().mean(dim=0).float()
-            radius = (cloud - centroid).norm(dim=1).max()
+            centroid, radius = own_frame(cloud) if frames is None else frames[b]
             clouds.append((cloud - centroid) / radius)
-            centroids.append(centroid)
-            radii.append(radius)
+            found.append(Frame(centroid, radius))
+        centroids, radii = zip(*found, strict=True)
         return FramedClouds(tuple(clouds), torch.stack(centroids), torch.stack(radii), batch.sample_id)
 
     def order(self, cloud: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
@@ -119,3 +127,9 @@ class PatchSampler(nn.Module):
             f"least {needed}; lower the detector's number of groups or neighbours"
             + ("" if self.voxel_size is None else " or its voxel_size (it is in the units of the file)")
         )
+
+
+def own_frame(cloud: Float[Tensor, "N 3"]) -> Frame:
+    """The smallest sphere about the cloud's mean."""
+    centroid = cloud.double().mean(dim=0).float()
+    return Frame(centroid, (cloud - centroid).norm(dim=1).max())

@@ -44,7 +44,7 @@ class RegistrationSettings:
     verified: int = 200
     rotations: int = 2000
     refined: int = 10
-    accept: float = 0.004
+    accept: float = 0.008
     seed: int = 0
 
 
@@ -63,8 +63,13 @@ class Registration(NamedTuple):
 
     def apply(self, xyz: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """The points in the template's frame."""
-        pose = torch.from_numpy(self.pose).to(xyz.device)
-        return (xyz.double() @ pose[:3, :3].T + pose[:3, 3]).to(xyz.dtype)
+        return apply_pose(torch.from_numpy(self.pose), xyz)
+
+
+def apply_pose(pose: Float[Tensor, "4 4"], xyz: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+    """The points, moved in double precision."""
+    pose = pose.to(xyz.device)
+    return (xyz.double() @ pose[:3, :3].T + pose[:3, 3]).to(xyz.dtype)
 
 
 class Template:

@@ -31,11 +31,18 @@ class CategoryTemplates:
         self.templates = list(templates)
 
     def place(self, xyz: Float[Tensor, "N 3"]) -> Placed:
-        """The best category and pose; other poses than the file's are tried only where none of the categories fits."""
+        """The best category and pose.
+
+        Other poses than the file's are tried only where none of the categories fits, likelier categories first, until
+        one does.
+        """
         radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
         found = [template.as_it_stands(xyz) for template in self.templates]
         if not any(t.accepts(r, xyz) for r, t in zip(found, self.templates, strict=True)):
-            found = [t.search(xyz, start) for t, start in zip(self.templates, found, strict=True)]
+            for i in sorted(range(len(found)), key=lambda i: found[i].residual):
+                found[i] = self.templates[i].search(xyz, found[i])
+                if self.templates[i].accepts(found[i], xyz):
+                    break
         logits = torch.tensor([-r.residual / radius for r in found], device=xyz.device)
         category = int(logits.argmax())
         return Placed(category, found[category], logits)

@@ -22,9 +22,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
-from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapters import AdapterKind, make_adapter
@@ -38,6 +38,7 @@ from anomaly3d.models.mamba3dad.point_defects import PointDefects, moved_share, 
 from anomaly3d.models.mamba3dad.reprojection import in_order_of_file, patch_scores, point_scores
 from anomaly3d.models.mamba3dad.token_noise import TokenNoise
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
+from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
@@ -54,7 +55,7 @@ class TrainingView(NamedTuple):
     defective: Float[Tensor, "B M"]  # share of each patch's points
 
 
-class Mamba3dAD(Detector):
+class Mamba3dAD(PlacingDetector):
     """The Mamba3dAD detector.
 
     Lengths are in units of the cloud's radius, but `voxel_size` is in the units of the files.
@@ -82,6 +83,12 @@ class Mamba3dAD(Detector):
         translation: augmentation: largest shift along each axis. [paper]
         views: altered copies of each training cloud, numbered: a step draws one of them, and its frozen tokens are
             computed once per run and kept. None draws anew at every step, and computes anew. [ours; paper: None]
+        register: bring clouds into the pose and the frame of their category's template, for test clouds in any pose
+            (`components/placement.py`); needs open3d. The category is predicted: that of the template which fits best.
+            [ours]
+        complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
+            missing parts are then no defects. Takes `register`. [ours]
+        resolution: edge of the voxel filter of registered clouds, in units of the template's radius. [ours]
         frozen_cache_gb: memory for the tokens of these copies; with 0 they are computed at every step, with the same
             losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
@@ -160,6 +167,9 @@ class Mamba3dAD(Detector):
         dropout_points: float = 0.05,
         translation: float = 0.002,
         views: int | None = None,
+        register: bool = False,
+        complete: bool = False,
+        resolution: float = 0.025,
         frozen_cache_gb: float = 2.0,
         standardise: bool | None = None,
         slots: int = 1024,
@@ -214,6 +224,8 @@ class Mamba3dAD(Detector):
         self.augment = Augmentation(
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
+        check_range(1e-6, 1, resolution=resolution)
+        self.placement = make_placement(register, complete, self.protocol, resolution=resolution)
         if train_backbone and (views is not None or corruption == "tokens"):
             raise InputError(
                 "train_backbone: its tokens change at every step; set views to null, and corruption to others"
@@ -262,13 +274,12 @@ class Mamba3dAD(Detector):
         self.locality_sigma = locality_sigma
         self.smooth_sigma = smooth_sigma
         self.median_voxels = median_voxels
-        self.views = views
-        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone)
         self._fixed = {
             "blocks": self.blocks,
             "standardise": self.standardise,
             "group_size": group_size,
             "voxel_size": voxel_size,
+            "resolution": resolution if register else None,
             "order": order,
             "ordering": ordering,
             "assignment": assignment,
@@ -281,6 +292,10 @@ class Mamba3dAD(Detector):
             "max_state_norm": max_state_norm,
             "bidirectional": bidirectional,
         }
+        self.frozen_views = FrozenCache[TrainingView](
+            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
+        )
+        self.views = views
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
 
@@ -289,8 +304,13 @@ class Mamba3dAD(Detector):
         return self._fixed
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
-        """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log."""
-        views = [self._view(cloud, name) for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)]
+        """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log.
+
+        Zero alone while templates are looked for; where clouds are registered, `batch.category` is required.
+        """
+        if self.looks_for_templates:
+            return self.look(batch)
+        views = [self._view(*cloud) for cloud in batch.named_clouds()]
         tokens, centres, defective = map(torch.cat, zip(*views, strict=True))
         tokens = self._standardised(tokens)
         if self.corruption == "tokens":
@@ -323,7 +343,8 @@ class Mamba3dAD(Detector):
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Logits carried back to every point of the file, and the largest of them for the object."""
-        groups = self.sampler(batch)
+        batch, seen, frames, category_logits = self.place_predicted(batch)
+        groups = self.sampler(seen, frames)
         ordered = self._sort(self._standardised(self._tokens(groups)), groups.centres)
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
         of_patches, of_objects = patch_scores(logits, ordered.assignment, groups.centres.shape[1]), logits.amax(dim=1)
@@ -331,23 +352,28 @@ class Mamba3dAD(Detector):
             of_patches = smooth_in_space(of_patches, groups.centres, _SMOOTHED, self.smooth_sigma)
             of_objects = of_patches.amax(dim=1)
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
-        return AnomalyPrediction(point_scores=torch.cat(points), object_scores=of_objects)
+        if self.placement is not None:  # not of what the template has added
+            of_objects = torch.stack([scores.max() for scores in points])
+        return AnomalyPrediction(torch.cat(points), of_objects, category_logits)
 
-    def _view(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
+    def _view(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> TrainingView:
         if self.views is None:
-            return self._altered(cloud, name)
+            return self._altered(cloud, name, category)
         number = int(torch.randint(self.views, ()))
         return self.frozen_views(
-            cloud, partial(self._numbered, cloud, name, number), (name, number, int(self.views_seed))
+            cloud,
+            partial(self._numbered, cloud, name, category, number),
+            (name, category, number, int(self.views_seed)),
         )
 
-    def _numbered(self, cloud: Float[Tensor, "N 3"], name: str, number: int) -> TrainingView:
+    def _numbered(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None, number: int) -> TrainingView:
         with torch.random.fork_rng([cloud.device] if cloud.is_cuda else []):
             torch.manual_seed(zlib.crc32(f"{self.views_seed.item()} {name} {number}".encode()))
-            return self._altered(cloud, name)
+            return self._altered(cloud, name, category)
 
-    def _altered(self, cloud: Float[Tensor, "N 3"], name: str) -> TrainingView:
-        framed = self.sampler.frame(PointCloudBatch.pack([cloud], [name]))
+    def _altered(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> TrainingView:
+        placed = self.place_known(cloud, name, category)
+        framed = self.sampler.frame(placed.seen, placed.frames)
         augmented, defective = self.augment(framed.clouds[0]), None
         if self.corruption in ("points", "both"):
             augmented, defective = self.point_defects(augmented)
@@ -382,7 +408,7 @@ class Mamba3dAD(Detector):
         if self.median_voxels is not None and self.sampler.voxel_size is not None:
             radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
             points = ball_median(cloud, points, radius)
-        if self.sampler.voxel_size is None:
+        if self.sampler.voxel_size is None and self.placement is None:
             return in_order_of_file(points, self.sampler.order(xyz), xyz)
         return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
 

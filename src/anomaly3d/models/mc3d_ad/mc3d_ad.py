@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import inf
 from typing import Any, Literal, NamedTuple
@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
-from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
-from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.jitter import FeatureJitter
-from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
+from anomaly3d.models.components.one_by_one import Scored, score_one_by_one
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.placement import PlacedClouds, make_placement
+from anomaly3d.models.components.registration import RegistrationSettings
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
-from anomaly3d.models.components.seen import Seen, by_category, gather_seen
-from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.standardise import TokenStandardiser
-from anomaly3d.models.components.template_memory import TemplateMemory
 from anomaly3d.models.mc3d_ad.decoder import GlobalQueryDecoder
 from anomaly3d.models.mc3d_ad.encoder import LocalEncoder
 from anomaly3d.models.mc3d_ad.file_window import average_along_rows
 from anomaly3d.models.mc3d_ad.mask import guide, visible_patches
+from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 TestMasks = Literal["both", "drawn", "none"]
@@ -43,7 +41,7 @@ class FrozenView(NamedTuple):
     variation: Float[Tensor, "B G"]
 
 
-class MC3DAD(Detector):
+class MC3DAD(PlacingDetector):
     """Reconstruct frozen Point-MAE tokens of all categories by one masked transformer.
 
     Cheng et al., MC3D-AD: A Unified Geometry-aware Reconstruction Model for Multi-category 3D Anomaly Detection, IJCAI
@@ -54,13 +52,14 @@ class MC3DAD(Detector):
 
     Grades of the defaults: [paper] written there, [code] the authors' public code and configurations, [ours].
 
-    What we decided [ours]: clouds are scaled to the unit sphere, and the registration is this package's (FPFH, RANSAC
-    with a fixed seed, ICP; lengths relative to the cloud), not the published one in file units. The first pass over
-    the training clouds finds the templates, each category's first cloud by sample id, and learns nothing. The
-    learning rate falls along a cosine; the published one drops to a tenth after 800 of 1000 epochs. There is no class
-    head: published configurations leave its loss out, and nothing else reads it; nor the decoder's learned query
-    embeddings, which no published computation uses. `standardise` and `test_masks` of `strict` were chosen on
-    validation clouds, made of the demo's training clouds (`benchmarks/results/mc3d_ad.md`).
+    What we decided [ours]: clouds are scaled to the unit sphere, registered ones under `strict` to their template's,
+    and the registration is this package's (FPFH, RANSAC with a fixed seed, ICP; lengths relative to the cloud), not the
+    published one in file units. The first pass over the training clouds finds the templates, each category's first
+    cloud by sample id, and learns nothing. The learning rate falls along a cosine; the published one drops to a tenth
+    after 800 of 1000 epochs. There is no class head: published configurations leave its loss out, and nothing else
+    reads it; nor the decoder's learned query embeddings, which no published computation uses. `standardise` and
+    `test_masks` of `strict` were chosen on validation clouds, made of the demo's training clouds
+    (`benchmarks/results/mc3d_ad.md`).
 
     Args:
         num_groups: patches per cloud [code: 4096 for Real3D-AD, 1024 for Anomaly-ShapeNet].
@@ -82,6 +81,9 @@ class MC3DAD(Detector):
         register: bring clouds into the pose of their category's template [paper]; needs open3d. Needless where clouds
             stand alike. When scoring, the category is predicted: the one whose template fits best. Only under `paper`
             it is the true one, as published.
+        complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
+            missing parts are then no defects. Takes `register` [ours].
+        resolution: edge of the voxel filter of registered clouds, in units of the template's radius [ours].
         hypotheses: triples of correspondences that RANSAC draws [code].
         frozen_cache_gb: memory for the frozen tokens of training clouds [ours]; 0 encodes them at every step.
         voxel_size: edge of the voxel filter in file units; None leaves every point [code: training clouds of Real3D-AD
@@ -123,7 +125,9 @@ class MC3DAD(Detector):
         jitter_scale: float = 20.0,
         jitter_probability: float = 1.0,
         register: bool = True,
-        hypotheses: int = 100_000,
+        complete: bool = False,
+        resolution: float | None = None,
+        hypotheses: int = RegistrationSettings.hypotheses,
         frozen_cache_gb: float = 2.0,
         voxel_size: float | None = None,
         pad: bool = False,
@@ -143,6 +147,7 @@ class MC3DAD(Detector):
         check_range(1, inf, num_groups=num_groups, group_size=group_size, width=width, hidden=hidden)
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth, hypotheses=hypotheses)
         check_range(1e-6, inf, geometry_radius=geometry_radius, voxel_size=voxel_size)
+        check_range(1e-6, 1, resolution=resolution)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1 / num_groups, mask_ratio=mask_ratio)
         strict = protocol == "strict"
@@ -159,15 +164,16 @@ class MC3DAD(Detector):
         self.backbone_blocks = tuple(backbone_blocks)
         self.standardise = strict if standardise is None else standardise
         self.told_category = register and not strict
+        self.in_template_frame = strict
 
-        self.templates = TemplateMemory(hypotheses) if register else None
-        self._seen: dict[str, Seen] = {}
+        self.resolution = resolution if register else None
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution)
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)
         self.standardiser = TokenStandardiser(token_width)
         self.frozen_views = FrozenCache[FrozenView](
-            frozen_cache_gb, self.backbone, *([] if self.templates is None else [self.templates])
+            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
         )
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
@@ -176,57 +182,32 @@ class MC3DAD(Detector):
         for part in (self.position, self.encoder, self.decoder):
             part.apply(_xavier)
 
-    # -- templates ---------------------------------------------------------------------------------------------
-
-    def finish_pass(self) -> bool:
-        """Keep the templates after the first pass; it is a collective call then. Learning goes on."""
-        if self.templates is not None and self.templates.empty:
-            for theirs in gather_seen(self._seen, self._device):
-                self._seen |= theirs
-            seen = [self._seen[name] for name in sorted(self._seen)]
-            self.templates.keep([clouds[0] for clouds in by_category(seen, self.categories)])
-            self._seen = {}
-        return False
-
-    def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """For the templates."""
-        if self.templates is not None:
-            self.templates.make_room(part_of(state, "templates."))
-
-    def _observe(self, cloud: Float[Tensor, "N 3"], name: str, category: int) -> None:
-        """Remember the cloud if it is the first of its category so far, by sample id."""
-        check_extent(cloud, name)
-        first = next((seen.sample_id for seen in self._seen.values() if seen.category == category), None)
-        if first is None or name < first:
-            self._seen.pop(first or "", None)
-            self._seen[name] = Seen(name, category, cloud[order_of(cloud, self.protocol)])
-
     # -- training ----------------------------------------------------------------------------------------------
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
-        return {"backbone_blocks": tuple(self.backbone_blocks), "standardise": self.standardise}
+        return {
+            "backbone_blocks": tuple(self.backbone_blocks),
+            "standardise": self.standardise,
+            "resolution": self.resolution,
+        }
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction`, the mean square difference of tokens; zero while templates are looked for.
 
         `batch.category` is required where clouds are registered.
         """
-        if self.templates is not None and batch.category is None:
-            raise ValueError("MC3D-AD registers training clouds by their category, and this batch has none.")
-        categories = [0] * len(batch) if batch.category is None else batch.category.tolist()
-        clouds = list(zip(batch.clouds(), batch.sample_id, categories, strict=True))
-        if self.templates is not None and self.templates.empty:
-            for cloud in clouds:
-                self._observe(*cloud)
-            # Of all parameters: DDP waits for a gradient of each.
-            return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
-        views = [self.frozen_views(cloud[0], partial(self._view_of, *cloud), cloud[2]) for cloud in clouds]
+        if self.looks_for_templates:
+            return self.look(batch)
+        views = [self._view_of(*cloud) for cloud in batch.named_clouds()]
         return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))))
 
-    def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int) -> FrozenView:
-        placed, _ = self._place(cloud[order_of(cloud, self.protocol)], category)
-        return self.view(self.patches(PointCloudBatch.pack([placed], [name])))
+    def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
+        make = partial(self._frozen, cloud, name, category)
+        return self.frozen_views(cloud, make, category)
+
+    def _frozen(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
+        return self.view(self._patches(self.place_known(cloud, name, category)))
 
     def loss_of(self, view: FrozenView) -> dict[str, Tensor]:
         """The losses of clouds whose frozen view is at hand, each under one of the two masks by chance [code]."""
@@ -251,30 +232,25 @@ class MC3DAD(Detector):
         return score_one_by_one(batch, self.protocol, lambda cloud, name: self._score(cloud, name, told.get(name)))
 
     def _score(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> Scored:
-        placed, logits = self._place(cloud, category)
-        placed = PointCloudBatch.pack([placed], [name])
-        groups = self.patches(placed)
+        if category is None:
+            placed = self.place_predicted(PointCloudBatch.pack([cloud], [name]))
+        else:
+            placed = self.place_known(cloud, name, category)
+        groups = self._patches(placed)
         view = self.standardised(self.view(groups))
         errors = [
             (self.reconstruct(view, coin).float() - view.tokens).norm(dim=-1) for coin in self._test_coins(name, view)
         ]
-        scored = self.scoring(torch.stack(errors).mean(0), groups, placed.to(cloud.device))
+        scored = self.scoring(torch.stack(errors).mean(0), groups, placed.batch)
         points = average_along_rows(scored.point_scores, self.row_window)
-        return Scored(points, points.max(), logits)
+        return Scored(points, points.max(), None if placed.logits is None else placed.logits[0])
+
+    def _patches(self, placed: PlacedClouds) -> PatchGroups:
+        return self.patches(placed.seen, placed.frames if self.in_template_frame else None)
 
     def _test_coins(self, name: str, view: FrozenView) -> list[Bool[Tensor, " B"] | None]:
         coins = {"none": [None], "both": [False, True], "drawn": [bool(crc32(name.encode()) & 1)]}[self.test_masks]
         return [None if coin is None else torch.tensor([coin], device=view.tokens.device) for coin in coins]
-
-    def _place(self, cloud: Float[Tensor, "N 3"], category: int | None) -> tuple[Tensor, Tensor | None]:
-        """The cloud in its template's pose, and logits of the category where it is predicted."""
-        if self.templates is None:
-            return cloud, None
-        placing = self.templates.placing()
-        if category is None:
-            _, registration, logits = placing.place(cloud)
-            return registration.apply(cloud), logits
-        return placing.templates[category].register(cloud).apply(cloud), None
 
     # -- both --------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
-from anomaly3d.models.base import Detector
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.standardise import TokenStandardiser
+from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.models.sedir.buffer import Eviction
 from anomaly3d.models.sedir.c3l import CategoryContrast
 from anomaly3d.models.sedir.cfgt import (
@@ -55,7 +56,7 @@ class Reconstruction(NamedTuple):
     tokens: Float[Tensor, "B G D"]
 
 
-class SeDiR(Detector):
+class SeDiR(PlacingDetector):
     """Reconstruct frozen Point-MAE tokens from their category's normality; what fails to be rebuilt is anomalous.
 
     Grades of the defaults: [paper] written or drawn there, [second-hand] public readings agree, [inferred] from the
@@ -92,6 +93,12 @@ class SeDiR(Detector):
         geometry_masked: share of patches that `masking` hides [ours: as many as MC3D-AD masks].
         frozen_cache_gb: memory for the frozen tokens of training clouds, which are not augmented: the same in every
             epoch [ours]; 0 encodes them at every step, with the same losses.
+        register: bring clouds into the pose and the frame of their category's template, for test clouds in any pose
+            (`components/placement.py`); needs open3d. The category is predicted: that of the template which fits best
+            [ours].
+        complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
+            missing parts are then no defects. Takes `register` [ours].
+        resolution: edge of the voxel filter of registered clouds, in units of the template's radius [ours].
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
@@ -140,6 +147,9 @@ class SeDiR(Detector):
         geometry_hidden: int = 32,
         geometry_masked: float = 0.4,
         frozen_cache_gb: float = 2.0,
+        register: bool = False,
+        complete: bool = False,
+        resolution: float = 0.025,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size | None = None,
@@ -156,6 +166,7 @@ class SeDiR(Detector):
         super().__init__()
         check_range(1, inf, num_groups=num_groups, width=width, hidden=hidden, geometry_hidden=geometry_hidden)
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
+        check_range(1e-6, 1, resolution=resolution)
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1e-6, geometry_masked=geometry_masked)
@@ -180,7 +191,11 @@ class SeDiR(Detector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
-        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb, self.backbone)
+        self.resolution = resolution if register else None
+        self.placement = make_placement(register, complete, protocol, resolution=resolution)
+        self.frozen_views = FrozenCache[FrozenView](
+            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
+        )
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
         context = global_token in ("cfgt", "act")
@@ -208,23 +223,32 @@ class SeDiR(Detector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
-        return {"backbone_blocks": tuple(self.backbone_blocks), "standardise": self.standardise}
+        return {
+            "backbone_blocks": tuple(self.backbone_blocks),
+            "standardise": self.standardise,
+            "resolution": self.resolution,
+        }
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction` + `c3l`, and the terms of `c3l`; `batch.category` is required.
 
-        In training, pushes the global tokens into the contrastive buffer: one call per step, on every rank.
+        Zero alone while templates are looked for. In training, pushes the global tokens into the contrastive buffer:
+        one call per step, on every rank.
         """
         if batch.category is None:
             raise ValueError("SeDiR learns from categories, and this batch has none.")
-        views = [
-            self.frozen_views(cloud, partial(self._view_of, cloud, name))
-            for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True)
-        ]
+        if self.looks_for_templates:
+            return self.look(batch)
+        views = [self._view_of(*cloud) for cloud in batch.named_clouds()]
         return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))), batch.category)
 
-    def _view_of(self, cloud: Float[Tensor, "N 3"], name: str) -> FrozenView:
-        return self.view(self.patches(PointCloudBatch.pack([cloud], [name])))
+    def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
+        make = partial(self._frozen, cloud, name, category)
+        return self.frozen_views(cloud, make, category if self.placement else None)
+
+    def _frozen(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
+        placed = self.place_known(cloud, name, category)
+        return self.view(self.patches(placed.seen, placed.frames))
 
     def loss_of(self, view: FrozenView, category: Tensor) -> dict[str, Tensor]:
         """The losses of clouds whose frozen view is at hand."""
@@ -239,7 +263,8 @@ class SeDiR(Detector):
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Scores from the distance of each frozen token to its reconstruction, and the predicted category."""
-        groups = self.patches(batch)
+        batch, seen, frames, _ = self.place_predicted(batch)
+        groups = self.patches(seen, frames)
         view = self.standardised(self.view(groups))
         _, feature, _, tokens = self.reconstruct(view)
         errors = (tokens.float() - view.base).norm(dim=-1)

@@ -1,0 +1,56 @@
+"""Detectors that learn by gradient and may register clouds first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anomaly3d.models.base import Detector
+from anomaly3d.models.components.placement import PlacedClouds, Placement
+from anomaly3d.models.components.sized_buffers import part_of
+from anomaly3d.types import PointCloudBatch
+
+
+class PlacingDetector(Detector):
+    """Base of detectors with a `placement`; with None clouds stay as they are."""
+
+    placement: Placement | None
+
+    @property
+    def looks_for_templates(self) -> bool:
+        """Whether this is the first pass, which finds the templates and learns nothing."""
+        return self.placement is not None and not self.placement.ready
+
+    def look(self, batch: PointCloudBatch) -> dict[str, Tensor]:
+        """The step of such a pass; its `loss` is zero, but of all parameters: DDP waits for a gradient of each."""
+        assert self.placement is not None
+        self.placement.observe(batch)
+        return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
+
+    def finish_pass(self) -> bool:
+        """Keep the templates after the first pass. Learning goes on."""
+        if self.placement is not None:
+            self.placement.finish_pass(self.categories)
+        return False
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """For the templates."""
+        if self.placement is not None:
+            self.placement.make_room(part_of(state, "placement."))
+
+    def place_known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
+        """A training cloud on its category's template."""
+        if self.placement is None:
+            return _unplaced(PointCloudBatch.pack([cloud], [name]))
+        return self.placement.known(cloud, name, category)
+
+    def place_predicted(self, batch: PointCloudBatch) -> PlacedClouds:
+        """Clouds that are scored, on the templates that fit them best."""
+        return _unplaced(batch) if self.placement is None else self.placement.predicted(batch)
+
+
+def _unplaced(batch: PointCloudBatch) -> PlacedClouds:
+    return PlacedClouds(batch, batch, None, None)
