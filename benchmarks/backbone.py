@@ -32,6 +32,7 @@ from anomaly3d.metrics.evaluator import Evaluator
 from anomaly3d.models.backbones.point_mae import FrozenPointMAE
 from anomaly3d.models.backbones.weights import frozen_point_mae, weights_hash
 from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import TokenScoring
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.types import PatchGroups, PointCloudBatch
@@ -45,6 +46,7 @@ def probe(
     group_size: int = 64,
     families: int = 40,
     per_family: int = 32,
+    blocks: list[int] | None = None,
 ) -> None:
     """Linear-probe accuracy on held-out shapes.
 
@@ -56,6 +58,7 @@ def probe(
         group_size: points per patch.
         families: generated shape families.
         per_family: clouds of each, half of them to train on.
+        blocks: transformer blocks whose tokens are joined; default the last.
     """
     sets = {}
     for seed in seeds or [0, 1, 2]:
@@ -64,7 +67,8 @@ def probe(
         sets[f"generated, {families} families", seed] = (clouds[~odd], labels[~odd], clouds[odd], labels[odd])
         if shapes is not None:
             sets["psb30", seed] = (*_labelled(shapes / "psb30_train.npz"), *_labelled(shapes / "psb30_test.npz"))
-    print(f"Linear probe, {groups} patches of {group_size}: accuracy in percent per seed\n")
+    which = "the last block" if blocks is None else f"blocks {', '.join(map(str, blocks))}"
+    print(f"Linear probe of {which}, {groups} patches of {group_size}: accuracy in percent per seed\n")
     _header("weights", "sha256", "clouds", "accuracy", "mean")
     sampler = PatchSampler(groups, group_size)
     names = list(dict.fromkeys(name for name, _ in sets))
@@ -75,7 +79,8 @@ def probe(
                 if which != data:
                     continue
                 model = frozen_point_mae(weights=name, seed=seed)
-                results.append(_logistic(_features(model, sampler, xa), ya, _features(model, sampler, xb), yb))
+                a, b = (_features(model, sampler, clouds, blocks) for clouds in (xa, xb))
+                results.append(_logistic(a, ya, b, yb))
             assert model is not None
             _row(name, model, data, results)
 
@@ -89,6 +94,7 @@ def bank(
     block: int | None = None,
     standardise: bool = True,
     pseudo_defects: bool = False,
+    register: bool = False,
 ) -> None:
     """O- and P-AUROC of a memory bank, per category, macro mean.
 
@@ -101,6 +107,8 @@ def bank(
         block: transformer block of the tokens, 0 for the tokens before the transformer; default the last.
         standardise: tokens in units of their variation over the training clouds, as the detectors take them.
         pseudo_defects: score the validation clouds instead, made from the training clouds.
+        register: bring clouds to the template of the category that fits best, and complete them by it, as the detectors
+            do with scans from one side; needs open3d.
     """
     which = "last" if block is None else block
     print(f"Memory bank, {groups} patches of {group_size}, block {which}: AUROC in percent per seed\n")
@@ -111,7 +119,7 @@ def bank(
             for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
                 model = frozen_point_mae(weights=name, seed=seed)
                 sampler = PatchSampler(groups, group_size, pad=True)
-                found.append(_bank(model, _module(root), sampler, block, standardise, pseudo_defects))
+                found.append(_bank(model, _module(root), sampler, block, standardise, pseudo_defects, register))
             objects, points = zip(*found, strict=True)
             _row(name, model, label, objects, points)
 
@@ -123,11 +131,21 @@ def _bank(
     block: int | None,
     standardise: bool,
     pseudo_defects: bool,
+    register: bool,
 ) -> tuple[float, float]:
     data.setup("fit" if pseudo_defects else None)
+    placement = make_placement(register, register, "strict", resolution=0.025)
+    if placement is not None:
+        for batch in data.train_dataloader():
+            placement.observe(batch)
+        placement.finish_pass(data.category_names)
     memory: dict[int, list[Tensor]] = {}
     for batch in data.train_dataloader():
-        memory.setdefault(int(batch.category), []).append(_tokens(model, sampler(batch), block)[0])
+        category, patches = int(batch.category), None
+        if placement is not None:
+            placed = placement.known(batch.xyz, batch.sample_id[0], category)
+            patches = sampler(placed.seen, placed.frames)
+        memory.setdefault(category, []).append(_tokens(model, patches or sampler(batch), block)[0])
     standardiser = TokenStandardiser(model.width)
     if standardise:
         standardiser.observe(torch.cat([cloud[None] for tokens in memory.values() for cloud in tokens]))
@@ -135,10 +153,15 @@ def _bank(
     scoring, evaluator = TokenScoring(), Evaluator(data.category_names, exact=True, replicates=0)
     loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
     for batch in track(loader, description=data.root.name, console=Console(stderr=True)):
-        patches = sampler(batch)
+        category, clouds, patches = int(batch.category), batch, None
+        if placement is not None:
+            placed = placement.predicted(batch)
+            assert placed.logits is not None
+            category, clouds, patches = int(placed.logits.argmax()), placed.batch, sampler(placed.seen, placed.frames)
+        patches = patches or sampler(batch)
         (tokens,) = _tokens(model, patches, block)
-        errors = torch.cdist(standardiser(tokens), banks[int(batch.category)]).amin(1)[None]
-        evaluator.update(scoring(errors, patches, batch), batch)
+        errors = torch.cdist(standardiser(tokens), banks[category]).amin(1)[None]
+        evaluator.update(scoring(errors, patches, clouds), batch)
     mean = evaluator.compute().mean
     return mean["o_auroc"], mean["p_auroc"]
 
@@ -155,11 +178,13 @@ def _module(root: Path) -> PointCloudDataModule:
     return kind(root, val_normal=8, val_defective=16, val_view="single" if kind is Real3DAD else "full")
 
 
-def _features(model: FrozenPointMAE, sampler: PatchSampler, clouds: Float[Tensor, "n N 3"]) -> np.ndarray:
+def _features(
+    model: FrozenPointMAE, sampler: PatchSampler, clouds: Float[Tensor, "n N 3"], blocks: list[int] | None
+) -> np.ndarray:
     rows = []
     for part in clouds.split(16):
         patches = sampler(PointCloudBatch.pack(list(part), [str(i) for i in range(len(part))]))
-        tokens = _tokens(model, patches, None)
+        tokens = torch.cat(model(patches.points, patches.centres, blocks), dim=-1)
         rows.append(torch.cat([tokens.mean(1), tokens.amax(1)], dim=1))
     return torch.cat(rows).numpy()
 
