@@ -126,3 +126,29 @@ def test_weighted_quantiles_equal_those_of_repeated_scores():
     rng = np.random.default_rng(0)
     scores, weight = rng.random(200).astype(np.float32), rng.integers(1, 5, 200)
     np.testing.assert_array_equal(quantiles(scores, weight.astype(float)), quantiles(np.repeat(scores, weight)))
+
+
+def test_clouds_of_one_source_are_drawn_together():
+    label = np.array([0, 0, 0, 1, 1, 1, 1], dtype=bool)
+    source = np.array([7, 7, 3, 5, 5, 8, 9])
+    drawn = multiplicities(label, 400, np.random.default_rng(0), source)
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert (drawn[:, 3] == drawn[:, 4]).all()
+    assert not (drawn[:, 5] == drawn[:, 6]).all()
+    assert (drawn[:, [0, 2]].sum(1) == 2).all()  # as many sources of each label as there are
+    assert (drawn[:, [3, 5, 6]].sum(1) == 3).all()
+    alone = multiplicities(label, 400, np.random.default_rng(0), np.arange(7)[::-1].copy())
+    assert not (alone[:, 0] == alone[:, 1]).all()
+
+
+def test_copies_of_a_scan_do_not_narrow_the_interval():
+    label, objects, scores, masks, regions = make_category(3)
+    single = confidence_intervals("cup", label, objects, sketched(scores, masks, regions))
+    doubled = [part * 2 for part in (scores, masks, regions)]
+    twice = (np.tile(label, 2), np.tile(objects, 2), sketched(*doubled))
+    known = confidence_intervals("cup", *twice, source=np.tile(np.arange(len(label)), 2))
+    taken_for_new = confidence_intervals("cup", *twice)
+    for metric in ("o_auroc", "p_auroc", "aupro"):
+        assert known[metric] == pytest.approx(single[metric], abs=1e-2), metric
+        width = [high - low for low, high in (known[metric], taken_for_new[metric])]
+        assert width[1] < 0.9 * width[0], metric

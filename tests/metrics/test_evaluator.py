@@ -282,3 +282,15 @@ def test_a_cloud_that_two_processes_counted_is_refused():
         getattr(evaluator.records, name).extend(getattr(other.records, name))
     with pytest.raises(InputError, match="2 test clouds were given to more than one process"):
         evaluator.compute()
+
+
+def test_clouds_of_one_scan_are_drawn_together_by_the_bootstrap():
+    clouds = make_clouds()
+    scans = {cloud["sample_id"]: f"scan of {cloud['category']}, {cloud['label']}" for cloud in clouds[::2]}
+    alone, known = (Evaluator(NAMES, replicates=200, sources=sources) for sources in ({}, scans))
+    for evaluator in (alone, known):
+        for start in range(0, len(clouds), 7):
+            evaluator.update(*make_batch(clouds[start : start + 7]))
+    first, second = alone.compute(), known.compute()
+    assert first.mean["o_auroc"] == second.mean["o_auroc"]
+    assert asdict(first.rows[0])["o_auroc_ci_low"] != asdict(second.rows[0])["o_auroc_ci_low"]

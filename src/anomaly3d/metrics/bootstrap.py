@@ -1,10 +1,11 @@
 """Confidence intervals by bootstrap over clouds (Efron and Tibshirani, 1993, chapter 13: percentile intervals).
 
 The clouds of a category are drawn with replacement, the normal and the anomalous ones apart, so that both numbers stay.
-A cloud is drawn with all its points. A replicate is a vector of multiplicities k, and its histogram the sum of k times
-the histograms of the single clouds: one matrix product for all replicates, then the metrics of `metrics/binned.py` in
-batches. The clouds' histograms come from their quantiles (`metrics/sketch.py`) over bins that hold about equal shares
-of the category; what binning moves is small beside the interval's width.
+A cloud is drawn with all its points, and with all others of its source: a cut or copied scan is no second observation.
+A replicate is a vector of multiplicities k, and its histogram the sum of k times the histograms of the single clouds:
+one matrix product for all replicates, then the metrics of `metrics/binned.py` in batches. The clouds' histograms come
+from their quantiles (`metrics/sketch.py`) over bins that hold about equal shares of the category; what binning moves is
+small beside the interval's width.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def confidence_intervals(
     points: PointSketches | None,
     replicates: int = REPLICATES,
     seed: int = 0,
+    source: Int[np.ndarray, " C"] | None = None,
 ) -> dict[str, Interval]:
     """95 % intervals of o_auroc, o_aupr and, with `points`, p_auroc, p_aupr and aupro of one category.
 
@@ -58,8 +60,9 @@ def confidence_intervals(
         points: of the clouds, in the same order; None where a cloud has no point truth.
         replicates: number of draws.
         seed: of the draws.
+        source: of each cloud: what derives from the same scan is drawn together; None: each has its own.
     """
-    drawn = multiplicities(label, replicates, np.random.default_rng([seed, crc32(name.encode())]))
+    drawn = multiplicities(label, replicates, np.random.default_rng([seed, crc32(name.encode())]), source)
     one_hot = (object_score[:, None] == np.unique(object_score)).astype(np.float64)
     objects = (one_hot * label[:, None], one_hot * ~label[:, None])
     found = _intervals(drawn, {"o_auroc": (binned_auroc, *objects), "o_aupr": (binned_average_precision, *objects)})
@@ -77,12 +80,24 @@ def confidence_intervals(
     return found | _intervals(drawn, of_points)
 
 
-def multiplicities(label: Bool[np.ndarray, " C"], replicates: int, rng: np.random.Generator) -> Int[np.ndarray, "R C"]:
-    """How often each replicate draws each cloud; every replicate has as many clouds of each label as there are."""
+def multiplicities(
+    label: Bool[np.ndarray, " C"],
+    replicates: int,
+    rng: np.random.Generator,
+    source: Int[np.ndarray, " C"] | None = None,
+) -> Int[np.ndarray, "R C"]:
+    """How often each replicate draws each cloud; every replicate has as many sources of each label as there are.
+
+    Clouds of one `source` are drawn together; None: each has its own.
+    """
+    source = np.arange(len(label)) if source is None else source
     drawn = np.zeros((replicates, len(label)), dtype=np.int64)
     for truth in (False, True):
-        if count := int((label == truth).sum()):
-            drawn[:, label == truth] = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
+        of_label = label == truth
+        _, group = np.unique(source[of_label], return_inverse=True)
+        if len(group):
+            count = int(group.max()) + 1
+            drawn[:, of_label] = rng.multinomial(count, np.full(count, 1 / count), size=replicates)[:, group]
     return drawn
 
 

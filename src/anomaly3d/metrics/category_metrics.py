@@ -125,6 +125,7 @@ def _intervals(name: str, clouds: Clouds, with_points: bool, replicates: int) ->
         clouds.object_score.cpu().numpy().astype(np.float64),
         PointSketches(normal, anomalous, overlap, *counts) if with_points else None,
         replicates,
+        source=clouds.source.cpu().numpy(),
     )
     sides = (
         (f"{metric}_ci_{end}", ends[side]) for metric, ends in found.items() for side, end in enumerate(("low", "high"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Evaluator(nn.Module):
         exact: keep the points instead of counting them.
         thresholds: of the operating point, chosen without test data; without them it is left out.
         replicates: of the bootstrap over clouds; 0 leaves the confidence intervals out.
+        sources: the scan that a cloud derives from, by sample id, for the bootstrap: clouds of one scan are drawn
+            together. A cloud that is not in it has its own.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Evaluator(nn.Module):
         exact: bool = False,
         thresholds: Thresholds | None = None,
         replicates: int = REPLICATES,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.category_names = tuple(category_names)
         self.training_categories = self.category_names if training_categories is None else tuple(training_categories)
         self.thresholds = thresholds
         self.replicates = replicates
+        self.sources = sources or {}
         self.records = CloudRecords()
         self.points = PointLists() if exact else ScoreHistograms(len(self.category_names), compute_with_cache=False)
         self._met: set[int] = set()
@@ -94,6 +98,7 @@ class Evaluator(nn.Module):
         with_truth = torch.zeros_like(points) if batch.mask is None else points
         self.records.update(
             cloud_id=torch.tensor(ids, dtype=torch.int64),
+            source=torch.tensor([stable_id(self.sources.get(name, name)) for name in batch.sample_id]),
             category=category,
             label=batch.label,
             points=points,

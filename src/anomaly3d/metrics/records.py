@@ -14,6 +14,7 @@ from anomaly3d.metrics.states import ListStateMetric
 
 _CLOUD_STATES = {
     "cloud_id": torch.int64,
+    "source": torch.int64,  # of clouds that derive from one scan
     "category": torch.int64,
     "label": torch.int64,
     "points": torch.int64,
@@ -45,6 +46,7 @@ class Clouds:
     """C clouds; fields as in `CloudSummary` and `CloudRecords`."""
 
     cloud_id: Int[Tensor, " C"]
+    source: Int[Tensor, " C"]
     category: Int[Tensor, " C"]
     label: Int[Tensor, " C"]
     points: Int[Tensor, " C"]
