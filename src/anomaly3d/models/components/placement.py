@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.extent import check_extent
+from anomaly3d.models.components.fpfh import open3d
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import RegistrationSettings, Template, apply_pose
@@ -159,11 +160,14 @@ def make_placement(
     """None where clouds are not to be registered.
 
     Raises:
-        InputError: `complete` without `register` or without a resolution.
+        InputError: open3d is missing; or `complete` without `register` or without a resolution.
     """
     if complete and (not register or resolution is None):
         raise InputError("complete: it takes points from registered templates; set register to true, and a resolution")
-    return Placement(protocol, hypotheses, resolution, complete) if register else None
+    if not register:
+        return None
+    open3d("register")  # missed now, not after the first pass
+    return Placement(protocol, hypotheses, resolution, complete)
 
 
 def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:
