@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +55,23 @@ def test_other_shipped_weights_make_another_run(tmp_path: Path, monkeypatch: pyt
     other.write_bytes(b"other")
     monkeypatch.setitem(SHIPPED, "small", other)
     assert run.fingerprint != before
+
+
+def test_data_sets_have_runs_of_their_own(tmp_path: Path) -> None:
+    methods = {"A": Method(CONF / "sedir.yaml", {"model.lr": 0.5})}
+    one, two = (
+        list(expand(methods, ["unified"], [0], ["x"], {"data.root": name}, tmp_path, dataset=name))
+        for name in ("here", "there")
+    )
+    assert one[0].folder == tmp_path / "runs/here/A/unified/all/seed0"
+    assert two[0].folder == tmp_path / "runs/there/A/unified/all/seed0"
+    assert two[0].name == "there, A, unified, seed 0"
+
+
+def test_published_values_do_not_stand_beside_several_data_sets(tmp_path: Path) -> None:
+    methods = {"A": Method(CONF / "sedir.yaml", published={"o_auroc": 81.0})}
+    with pytest.raises(InputError, match="published values are of one data set"):
+        compare(methods, tmp_path, datasets={"one": {}, "two": {}})
 
 
 def test_published_values_of_no_metric_are_refused(tmp_path: Path) -> None:
@@ -113,6 +132,24 @@ def test_compare_runs_both_settings_and_keeps_what_is_finished(tmp_path: Path, p
     compare(only, tmp_path, settings=["unified"], overrides=overrides)
     changed = {file for file, time_ns in mtimes(tmp_path).items() if before[file] != time_ns}
     assert {str(file.relative_to(tmp_path / "runs")) for file in changed} == {"SeDiR/unified/all/seed0/record.json"}
+
+
+@pytest.mark.slow
+def test_a_grid_over_two_data_sets_has_a_table_and_a_picture_of_each(tmp_path: Path, parts: Path) -> None:
+    """The second set is the first one's gears, in another folder: its row must be that of the gears alone."""
+    other = tmp_path / "gears"
+    shutil.copytree(parts / "gear", other / "gear")
+    methods = {"BTF": Method(CONF.parents[1] / "configs/experiment/btf-raw_synthetic_unified.yaml")}
+    datasets: dict[str, Any] = {"both": {"data.root": str(parts)}, "gears": {"data.root": str(other)}}
+    compare(methods, tmp_path / "out", settings=["unified"], datasets=datasets)
+    table = pd.read_csv(tmp_path / "out/comparison.csv")
+    assert list(table["dataset"]) == ["both", "gears"]
+    assert list(table["categories"]) == [2, 1]
+    facts = pd.read_csv(tmp_path / "out/runs.csv")
+    assert list(facts["category"]) == ["flange", "gear", "gear"]
+    text = (tmp_path / "out/comparison.md").read_text()
+    assert text.index("### both") < text.index("### gears")
+    assert all((tmp_path / f"out/heatmaps_{name}.png").stat().st_size > 10_000 for name in datasets)
 
 
 TABLES = [f"comparison{kind}.{suffix}" for kind in ("", "_by_category") for suffix in ("csv", "md", "tex")]

@@ -18,11 +18,16 @@ def collect(runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
     records = [json.loads((run.folder / "record.json").read_text()) for run in runs]
     rows = [
         # The row's names are the grid's: several may be of one class of detector.
-        {**row_facts(record), "method": run.method, "setting": run.setting, "seed": run.seed, **result}
+        {**row_facts(record), **_names(run), **result}
         for run, record in zip(runs, records, strict=True)
         for result in record["results"]
     ]
     return pd.DataFrame(rows), provenance_lines(runs, records)
+
+
+def _names(run: Run) -> dict[str, Any]:
+    names = {"method": run.method, "setting": run.setting, "seed": run.seed}
+    return names | {"dataset": run.dataset} if run.dataset else names
 
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

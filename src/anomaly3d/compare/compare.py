@@ -33,6 +33,7 @@ def compare(
     split: Split = "test",
     rank: str | None = None,
     reported: Reported | None = None,
+    datasets: dict[str, dict[str, str | Any]] | None = None,
 ) -> None:
     """Train and test every method in every setting; write the table and a picture of heat maps.
 
@@ -51,14 +52,31 @@ def compare(
         rank: metric by whose mean the rows are ordered, the best first; by default they stand as given.
         reported: published tables, whose values stand beside those of the methods that have the same names there, e.g.
             `{files: [benchmarks/reported/sedir_per_category.csv], dataset: Real3D-AD}`.
+        datasets: more than one data set: the values that lead to each, by its name, e.g. `{demo: {data.root:
+            datasets/demo}, scans: {data: configs/data/real3d_ad.yaml, data.root: DIR}}`; a table and a picture of each.
 
     Raises:
-        InputError: a recipe is missing, the data can't be read, or a run failed (with its log's last lines).
+        InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a run
+            failed (with its log's last lines).
     """
     published = read_published(reported) if reported is not None else {}
     for name, method in methods.items():
         published |= {(name, "", metric, MEAN): value / 100 for metric, value in method.published.items()}
-    runs = list(grid(methods, output, settings or ["unified", "per-category"], seeds or [0], overrides or {}, split))
+    if published and datasets and len(datasets) > 1:
+        raise InputError("published values are of one data set; run `compare` once for each")
+    runs = [
+        run
+        for name, values in (datasets or {"": {}}).items()
+        for run in grid(
+            methods,
+            output,
+            settings or ["unified", "per-category"],
+            seeds or [0],
+            {**(overrides or {}), **values},
+            split,
+            name,
+        )
+    ]
     console = Console()
     with only_one(output) as lock:
         waiting = [run for run in runs if not finished(run)]
@@ -69,7 +87,10 @@ def compare(
         rows = ranked(rows, rank)
     for table in comparison_tables(rows, lines, published):
         console.print(table.console())
-    written = [*write_comparison(rows, output, lines, published), draw_heatmaps(runs, output / "heatmaps.png")]
+    written: list[Path | None] = [*write_comparison(rows, output, lines, published)]
+    for name in dict.fromkeys(run.dataset for run in runs):
+        picture = output / (f"heatmaps_{name}.png" if name else "heatmaps.png")
+        written.append(draw_heatmaps([run for run in runs if run.dataset == name], picture))
     written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
     costs = "\n".join(table.markdown() for table in cost_tables(rows, lines[-1]))
     written.append(write_text(output / "costs.md", costs))
@@ -83,8 +104,9 @@ def grid(
     seeds: list[int],
     overrides: dict[str, Any],
     split: Split,
+    dataset: str = "",
 ) -> Iterator[Run]:
-    """The runs; asks the first recipe's data module for the categories."""
+    """The runs on one data set; asks the first recipe's data module for the categories."""
     from anomaly3d.lit.cli import DataCLI
 
     for name, method in methods.items():
@@ -99,7 +121,7 @@ def grid(
     asked = [argument for argument in probe.arguments if not argument.startswith("--data.categories=[]")]
     data = DataCLI(asked).datamodule
     data.setup("fit")
-    return expand(methods, settings, seeds, data.category_names, overrides, output, split)
+    return expand(methods, settings, seeds, data.category_names, overrides, output, split, dataset)
 
 
 def finished(run: Run) -> bool:

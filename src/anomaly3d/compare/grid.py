@@ -1,4 +1,4 @@
-"""A grid of runs: methods x settings x seeds, and per category one run each."""
+"""A grid of runs: data sets x methods x settings x seeds, and per category one run each."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Run:
     overrides: dict[str, Any]
     folder: Path
     split: Split = "test"
+    dataset: str = ""  # its name in the grid, where the grid has several
 
     @property
     def name(self) -> str:
         """What the progress bar shows."""
         which = self.setting if self.setting == "unified" else self.categories[0]
-        return f"{self.method}, {which}, seed {self.seed}"
+        return ", ".join(filter(None, (self.dataset, self.method, which, f"seed {self.seed}")))
 
     @property
     def arguments(self) -> list[str]:
@@ -80,8 +81,9 @@ def expand(
     overrides: Mapping[str, Any],
     output: Path,
     split: Split = "test",
+    dataset: str = "",
 ) -> Iterator[Run]:
-    """All runs of a grid, in the order of the table."""
+    """All runs of a grid on one data set, in the order of the table."""
     for name, method in methods.items():
         for setting in settings:
             groups = [tuple(categories)] if setting == "unified" else [(c,) for c in categories]
@@ -95,8 +97,9 @@ def expand(
                         categories=group,
                         config=method.config,
                         overrides={**overrides, **method.overrides},
-                        folder=output / "runs" / name / setting / leaf / f"seed{seed}",
+                        folder=output / "runs" / dataset / name / setting / leaf / f"seed{seed}",
                         split=split,
+                        dataset=dataset,
                     )
 
 
