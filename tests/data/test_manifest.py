@@ -114,6 +114,7 @@ def test_tested_categories_must_be_trained_ones(tmp_path: Path) -> None:
         ("{", "line 2: not a JSON object"),
         ('{"filename": "cap0/train/cap0_template0.pcd"}', "line 2: .*clsname"),
         ('["a"]', "line 2: not a JSON object"),
+        ('{"filename": 7, "label": 0, "clsname": "cap0"}', "line 2: .* 7 is no file name"),
         (
             '{"filename": "a.pcd", "label": 0, "clsname": "cap0"}',
             r"line 2: .*a\.pcd does not exist.*relative to `root`",

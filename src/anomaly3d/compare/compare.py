@@ -56,8 +56,8 @@ def compare(
             datasets/demo}, scans: {data: configs/data/real3d_ad.yaml, data.root: DIR}}`; a table and a picture of each.
 
     Raises:
-        InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a run
-            failed (with its log's last lines).
+        InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a
+            run failed (with its log's last lines).
     """
     published = read_published(reported) if reported is not None else {}
     for name, method in methods.items():

@@ -44,6 +44,9 @@ def _record(where: str, line: str, root: Path, split: Split, parse_stem: StemPar
     try:
         entry: dict[str, Any] = json.loads(line)
         filename, category, label = entry["filename"], str(entry["clsname"]), entry["label"]
+        for name in (filename, entry.get("maskname") or ""):
+            if not isinstance(name, str):
+                raise TypeError(f"{name!r} is no file name")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"{where}: not a JSON object with filename, label and clsname ({type(error).__name__}: {error})."

@@ -253,9 +253,23 @@ def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:
     tokens = first_tokens(1)
     backbone = {k: v for k, v in states[0].items() if k.startswith("backbone.")}
     assert torch.equal(tokens, first_tokens(2, states[0]))
-    assert not torch.equal(tokens, first_tokens(2, states[1] | backbone | {"views.seed": torch.tensor(3)}))
+    assert not torch.equal(tokens, first_tokens(2, states[1] | backbone | {"views_seed": torch.tensor(3)}))
     with pytest.raises(InputError, match="views=0"):
         detector(views=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_sigma": -1.0}, "noise_sigma=-1.0"),
+        ({"gamma": 0.0}, "gamma=0.0"),
+        ({"gamma_range": (3.0, 2.0)}, "gamma_range"),
+        ({"gamma_range": (-1.0, 2.0)}, "gamma_range"),
+    ],
+)
+def test_noise_that_teaches_nothing_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        detector(**settings)
 
 
 @pytest.mark.parametrize(("transition", "state_norm"), [("dense", "readout"), ("rotation", "recurrent")])

@@ -218,6 +218,9 @@ class Mamba3dAD(PlacingDetector):
         check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens, query_waves=query_waves)
         check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
+        check_range(1e-6, inf, noise_sigma=noise_sigma, gamma=gamma)
+        if not 0 <= gamma_range[0] <= gamma_range[1]:
+            raise InputError(f"gamma_range: {gamma_range}; the least and the greatest factor, from 0 up")
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
         self.protocol = "strict" if canonical else "paper"
         self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
