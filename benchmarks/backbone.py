@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,52 +114,62 @@ def bank(
     which = "last" if block is None else block
     print(f"Memory bank, {groups} patches of {group_size}, block {which}: AUROC in percent per seed\n")
     _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
-    for name in weights or ["random", "small"]:
-        for label, root in data.items():
+    rows: dict[str, list[tuple]] = {}
+    for label, root in data.items():
+        patches = _Patches.of(_module(root), PatchSampler(groups, group_size, pad=True), pseudo_defects, register)
+        for name in weights or ["random", "small"]:
             found = []
             for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
                 model = frozen_point_mae(weights=name, seed=seed)
-                sampler = PatchSampler(groups, group_size, pad=True)
-                found.append(_bank(model, _module(root), sampler, block, standardise, pseudo_defects, register))
-            objects, points = zip(*found, strict=True)
-            _row(name, model, label, objects, points)
+                found.append(_bank(model, patches, block, standardise))
+            rows.setdefault(name, []).append((model, label, *zip(*found, strict=True)))
+    for name, results in rows.items():
+        for row in results:
+            _row(name, *row)
 
 
-def _bank(
-    model: FrozenPointMAE,
-    data: PointCloudDataModule,
-    sampler: PatchSampler,
-    block: int | None,
-    standardise: bool,
-    pseudo_defects: bool,
-    register: bool,
-) -> tuple[float, float]:
-    data.setup("fit" if pseudo_defects else None)
-    placement = make_placement(register, register, "strict", resolution=0.025)
-    if placement is not None:
-        for batch in data.train_dataloader():
-            placement.observe(batch)
-        placement.finish_pass(data.category_names)
-    memory: dict[int, list[Tensor]] = {}
-    for batch in data.train_dataloader():
-        category, patches = int(batch.category), None
+class _Patches(NamedTuple):
+    """All that is cut of a data set before any weights see it."""
+
+    categories: tuple[str, ...]
+    train: list[tuple[PatchGroups, int]]
+    test: list[tuple[PatchGroups, int, PointCloudBatch, PointCloudBatch]]  # category, where it is placed, with truth
+
+    @staticmethod
+    def of(data: PointCloudDataModule, sampler: PatchSampler, pseudo_defects: bool, register: bool) -> _Patches:
+        data.setup("fit" if pseudo_defects else None)
+        placement = make_placement(register, register, "strict", resolution=0.025)
         if placement is not None:
-            placed = placement.known(batch.xyz, batch.sample_id[0], category)
-            patches = sampler(placed.seen, placed.frames)
-        memory.setdefault(category, []).append(_tokens(model, patches or sampler(batch), block)[0])
+            for batch in data.train_dataloader():
+                placement.observe(batch)
+            placement.finish_pass(data.category_names)
+        train, test = [], []
+        for batch in data.train_dataloader():
+            category, seen, frames = int(batch.category), batch, None
+            if placement is not None:
+                _, seen, frames, _ = placement.known(batch.xyz, batch.sample_id[0], category)
+            train.append((sampler(seen, frames), category))
+        loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
+        for batch in track(loader, description=data.root.name, console=Console(stderr=True)):
+            category, clouds, seen, frames = int(batch.category), batch, batch, None
+            if placement is not None:
+                clouds, seen, frames, logits = placement.predicted(batch)
+                assert logits is not None
+                category = int(logits.argmax())
+            test.append((sampler(seen, frames), category, clouds, batch))
+        return _Patches(data.category_names, train, test)
+
+
+def _bank(model: FrozenPointMAE, data: _Patches, block: int | None, standardise: bool) -> tuple[float, float]:
+    memory: dict[int, list[Tensor]] = {}
+    for patches, category in data.train:
+        memory.setdefault(category, []).append(_tokens(model, patches, block)[0])
     standardiser = TokenStandardiser(model.width)
     if standardise:
         standardiser.observe(torch.cat([cloud[None] for tokens in memory.values() for cloud in tokens]))
     banks = {category: standardiser(torch.cat(tokens)) for category, tokens in memory.items()}
-    scoring, evaluator = TokenScoring(), Evaluator(data.category_names, exact=True, replicates=0)
-    loader = data.val_dataloader() if pseudo_defects else data.test_dataloader()
-    for batch in track(loader, description=data.root.name, console=Console(stderr=True)):
-        category, clouds, patches = int(batch.category), batch, None
-        if placement is not None:
-            placed = placement.predicted(batch)
-            assert placed.logits is not None
-            category, clouds, patches = int(placed.logits.argmax()), placed.batch, sampler(placed.seen, placed.frames)
-        patches = patches or sampler(batch)
+    scoring, evaluator = TokenScoring(), Evaluator(data.categories, exact=True, replicates=0)
+    for patches, category, clouds, batch in data.test:
         (tokens,) = _tokens(model, patches, block)
         errors = torch.cdist(standardiser(tokens), banks[category]).amin(1)[None]
         evaluator.update(scoring(errors, patches, clouds), batch)
