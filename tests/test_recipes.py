@@ -51,6 +51,18 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     assert whole == part
 
 
+@pytest.mark.parametrize("size", ["tiny", "paper"])
+def test_adapters_are_below_a_twentieth_of_the_backbone(size: str) -> None:
+    """Of the shipped backbone in both sizes, and of the paper's with the paper's state."""
+    part = str(ROOT / f"configs/model/mamba3dad_{size}.yaml")
+    recipe = ["--config", str(ROOT / "configs/experiment/mamba3dad_synthetic_unified.yaml"), "--model", part]
+    base = [f"--model.detector.init_args.{setting}" for setting in ("backbone_weights=random", "backbone_size=base")]
+    for more in ([], [*base, "--model.detector.init_args.state=256"]):
+        detector = built([*recipe, *more])
+        adapter, backbone = (sum(p.numel() for p in m.parameters()) for m in (detector.adapter, detector.backbone))
+        assert 0 < adapter < 0.05 * backbone
+
+
 def test_baseline_recipes_build_and_differ_in_their_data_alone() -> None:
     from anomaly3d.lit.cli import DataCLI
 

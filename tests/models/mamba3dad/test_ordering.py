@@ -40,21 +40,25 @@ def test_expected_slot_runs_from_zero_to_one() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 6), st.floats(0.05, 2.0), st.integers(0, 99))
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 6), st.floats(0.05, 2.0), st.booleans(), st.integers(0, 99))
 def test_locality_equals_the_sum_over_all_token_pairs(
-    layers: int, patches: int, slots: int, sigma: float, seed: int
+    layers: int, patches: int, slots: int, sigma: float, some_without_a_slot: bool, seed: int
 ) -> None:
     plan = some_plan(2, layers * patches, slots, seed).float()
+    if some_without_a_slot:
+        plan[torch.rand(plan.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.4] = 0
     centres = torch.randn(2, patches, 3, generator=torch.Generator().manual_seed(seed))
     expected = 0.0
     for b in range(2):
         positions = np.arange(slots) / (slots - 1)
-        mu = [(row / row.sum()) @ positions for row in plan[b].double().numpy()]
-        for t in range(layers * patches):
-            for u in range(layers * patches):
+        taken = [t for t in range(layers * patches) if plan[b, t].any()]
+        mu = {t: (plan[b, t] / plan[b, t].sum()).double().numpy() @ positions for t in taken}
+        total = 0.0
+        for t in taken:
+            for u in taken:
                 p, q = centres[b, t % patches].numpy(), centres[b, u % patches].numpy()
-                expected += math.exp(-float(((p - q) ** 2).sum()) / sigma**2) * (mu[t] - mu[u]) ** 2
-    expected /= 2 * layers * patches
+                total += math.exp(-float(((p - q) ** 2).sum()) / sigma**2) * (mu[t] - mu[u]) ** 2
+        expected += total / max(1, len(taken)) / 2
     assert locality(plan, centres, sigma).item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 

@@ -34,16 +34,21 @@ def expected_slot(plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B T"]:
 def locality(plan: Float[Tensor, "B T S"], centres: Float[Tensor, "B M 3"], sigma: float = 0.05) -> Float[Tensor, ""]:
     """L_loc = 1/T sum_{t,t'} exp(-|p_t - p_t'|^2 / sigma^2) (mu_t - mu_t')^2, mean over the batch.
 
-    The L tokens of a patch share its position, so the pairs of two patches i, j, all with the weight w_ij, sum to
-    w_ij L^2 ((m_i - m_j)^2 + v_i + v_j), with m and v mean and (population) variance of mu within a patch: M x M
-    instead of T x T, and no difference of large sums.
+    The tokens of a patch share its position, so the pairs of two patches i, j, all with the weight w_ij, sum to
+    w_ij n_i n_j ((m_i - m_j)^2 + v_i + v_j), with n number, m mean and v (population) variance of mu within a patch:
+    M x M instead of T x T, and no difference of large sums. A token that no slot takes (`hungarian` has such) has no
+    place in the row, and does not count.
     """
     with no_autocast(plan):
-        patches = centres.shape[1]
-        mu = rearrange(expected_slot(plan.float()), "b (l m) -> b l m", m=patches)
-        layers = mu.shape[1]
-        mean, variance = mu.mean(dim=1), mu.var(dim=1, correction=0)
+        patches, plan = centres.shape[1], plan.float()
+        mu, taken = (
+            rearrange(x, "b (l m) -> b l m", m=patches) for x in (expected_slot(plan), (plan.sum(dim=-1) > EPS).float())
+        )
+        count = taken.sum(dim=1)
+        mean = (taken * mu).sum(dim=1) / count.clamp(min=1)
+        variance = (taken * (mu - mean[:, None]) ** 2).sum(dim=1) / count.clamp(min=1)
         distance = torch.cdist(centres.float(), centres.float(), compute_mode="donot_use_mm_for_euclid_dist")
         weight = torch.exp(-(distance**2) / sigma**2)
         pairs = (mean[:, :, None] - mean[:, None, :]) ** 2 + variance[:, :, None] + variance[:, None, :]
-        return (weight * pairs).sum(dim=(1, 2)).mean() * layers / patches
+        pairs = pairs * count[:, :, None] * count[:, None, :]
+        return ((weight * pairs).sum(dim=(1, 2)) / count.sum(dim=1).clamp(min=1)).mean()
