@@ -19,7 +19,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.folded_encoder import FoldedEncoder
 from anomaly3d.models.backbones.group_encoder import GroupEncoder
 
-Size = Literal["base", "point_bert", "small", "tiny"]
+Size = Literal["base", "point_bert", "paper_width", "small", "tiny"]
 
 
 class Architecture(NamedTuple):
@@ -35,6 +35,7 @@ class Architecture(NamedTuple):
 ARCHITECTURES: dict[Size, Architecture] = {
     "base": Architecture(384, 12, 6, (128, 256, 512, 384), False),  # every published Point-MAE checkpoint
     "point_bert": Architecture(384, 12, 6, (128, 256, 512, 256), False),
+    "paper_width": Architecture(768, 6, 12, (128, 256, 512, 768), False),  # what Mamba3dAD writes of its backbone
     "small": Architecture(192, 6, 6, (64, 128, 256, 192), True),
     "tiny": Architecture(96, 4, 4, (32, 64, 128, 96), True),
 }

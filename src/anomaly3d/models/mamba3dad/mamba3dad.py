@@ -61,8 +61,9 @@ class Mamba3dAD(PlacingDetector):
     Lengths are in units of the cloud's radius, but `voxel_size` is in the units of the files.
 
     Args:
-        backbone_size: Point-MAE architecture; None takes that of the weights. The published checkpoints are `base`.
-            [inferred]
+        backbone_size: Point-MAE architecture; None takes that of the weights. The published checkpoints are `base`
+            [inferred]; `paper_width` is what the paper writes, and no checkpoint has it: `anomaly3d pretrain --config
+            configs/experiment/point_mae_paper_width.yaml` makes one.
         backbone_weights: `small`, pre-trained on procedural shapes, which come with the package; path of a published
             checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`. [ours]
         train_backbone: train the backbone too, for the paper's ablation: fine-tuned or, with `random` weights, from
