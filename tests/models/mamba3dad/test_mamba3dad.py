@@ -258,9 +258,21 @@ def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:
         detector(views=0)
 
 
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_only_strict_ignores_the_order_of_the_file(protocol: str) -> None:
+    torch.manual_seed(0)
+    model = detector(protocol=protocol).eval()
+    assert model.protocol == protocol
+    (cloud,) = clouds(400).clouds()
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    one, two = (model.score(PointCloudBatch.pack([x], ["a"])).point_scores for x in (cloud, cloud[order]))
+    assert torch.equal(one[order], two) is (protocol == "strict")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"protocol": "literal"}, "protocol='literal'"),
         ({"noise_sigma": -1.0}, "noise_sigma=-1.0"),
         ({"gamma": 0.0}, "gamma=0.0"),
         ({"gamma_range": (3.0, 2.0)}, "gamma_range"),

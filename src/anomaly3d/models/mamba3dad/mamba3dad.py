@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange, reduce
@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.placement import make_placement
-from anomaly3d.models.components.scoring import smooth_in_space
+from anomaly3d.models.components.scoring import Protocol, smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapters import AdapterKind, make_adapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
@@ -74,7 +74,9 @@ class Mamba3dAD(PlacingDetector):
         group_size: points per patch; a smaller cloud gives all its points to each. 256 saves memory. [paper]
         voxel_size: edge of the voxel filter: 0.001 for Anomaly-ShapeNet, 0.5 (mm) for Real3D-AD, None for no filter.
             [paper]
-        canonical: put points in canonical order first, so that nothing depends on the file's. [ours]
+        protocol: `strict`: points are put in canonical order first, so that nothing depends on the file's [ours]; `paper`
+            keeps the file's order. The other choices of the paper are the defaults, but for the median filter, which it
+            calls optional.
         yaw: augmentation: rotate by any angle about `yaw_axis`. [paper]
         yaw_axis: the axis that points up in the files. [inferred]
         jitter: augmentation: noise on each coordinate. [paper]
@@ -159,7 +161,7 @@ class Mamba3dAD(PlacingDetector):
         num_groups: int = 256,
         group_size: int = 512,
         voxel_size: float | None = 0.001,
-        canonical: bool = True,
+        protocol: Protocol = "strict",
         yaw: bool = True,
         yaw_axis: Literal["x", "y", "z"] = "z",
         jitter: float = 0.005,
@@ -223,8 +225,9 @@ class Mamba3dAD(PlacingDetector):
         if not 0 <= gamma_range[0] <= gamma_range[1]:
             raise InputError(f"gamma_range: {gamma_range}; the least and the greatest factor, from 0 up")
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
-        self.protocol = "strict" if canonical else "paper"
-        self.sampler = PatchSampler(num_groups, group_size, voxel_size, canonical, pad=True)
+        check_choice(get_args(Protocol), protocol=protocol)
+        self.protocol = protocol
+        self.sampler = PatchSampler(num_groups, group_size, voxel_size, protocol == "strict", pad=True)
         self.augment = Augmentation(
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
