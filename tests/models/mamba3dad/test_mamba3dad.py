@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anomaly3d.errors import InputError
+from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mamba3dad.mamba3dad import spread_blocks
 from anomaly3d.types import PointCloudBatch
@@ -237,6 +238,22 @@ def test_the_gate_starts_where_it_is_told() -> None:
     tokens = torch.randn(1, 32, closed.backbone.width)
     torch.testing.assert_close(closed.adapter(tokens), tokens, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(detector().adapter(tokens), tokens, atol=0.1)
+
+
+@pytest.mark.parametrize("voxel_size", [None, 0.1])
+def test_clouds_are_framed_once_and_altered_at_every_step(
+    voxel_size: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, batch, losses, framed = PatchSampler.frame, clouds(200, 300), {}, []
+    monkeypatch.setattr(PatchSampler, "frame", lambda self, *args: framed.append(1) or frame(self, *args))
+    for keep in (2.0, 0.0):
+        framed.clear()
+        torch.manual_seed(0)
+        model = detector(frozen_cache_gb=keep, voxel_size=voxel_size)
+        losses[keep] = [model.loss(batch)["loss"].item() for _ in range(4)]
+        assert len(framed) == (2 if keep else 8)
+    assert losses[2.0] == losses[0.0]
+    assert len(set(losses[2.0])) == 4
 
 
 def test_numbered_views_follow_the_seed_and_a_checkpoint_keeps_them() -> None:

@@ -23,7 +23,7 @@ from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
-from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.patches import FramedClouds, PatchSampler
 from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import Protocol, smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
@@ -74,9 +74,9 @@ class Mamba3dAD(PlacingDetector):
         group_size: points per patch; a smaller cloud gives all its points to each. 256 saves memory. [paper]
         voxel_size: edge of the voxel filter: 0.001 for Anomaly-ShapeNet, 0.5 (mm) for Real3D-AD, None for no filter.
             [paper]
-        protocol: `strict`: points are put in canonical order first, so that nothing depends on the file's [ours]; `paper`
-            keeps the file's order. The other choices of the paper are the defaults, but for the median filter, which it
-            calls optional.
+        protocol: `strict`: points are put in canonical order first, so that nothing depends on the file's [ours];
+            `paper` keeps the file's order. The other choices of the paper are the defaults, but for the median filter,
+            which it calls optional.
         yaw: augmentation: rotate by any angle about `yaw_axis`. [paper]
         yaw_axis: the axis that points up in the files. [inferred]
         jitter: augmentation: noise on each coordinate. [paper]
@@ -92,8 +92,8 @@ class Mamba3dAD(PlacingDetector):
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register`. [ours]
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius. [ours]
-        frozen_cache_gb: memory for the tokens of these copies; with 0 they are computed at every step, with the same
-            losses. [ours]
+        frozen_cache_gb: memory for what is constant, the tokens of these copies and as much again for the clouds
+            before they are altered; with 0 they are computed at every step, with the same losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
             make every descriptor alike, the columns of the plan blunt. None: unless corruption is `features`. [ours]
         slots: S. [paper]
@@ -299,9 +299,9 @@ class Mamba3dAD(PlacingDetector):
             "max_state_norm": max_state_norm,
             "bidirectional": bidirectional,
         }
-        self.frozen_views = FrozenCache[TrainingView](
-            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
-        )
+        placing = [self.placement] if self.placement else []
+        self.frames = FrozenCache[tuple[Tensor, Tensor, Tensor]](frozen_cache_gb, *placing)
+        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone, *placing)
         self.views = views
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
@@ -378,9 +378,14 @@ class Mamba3dAD(PlacingDetector):
             torch.manual_seed(zlib.crc32(f"{self.views_seed.item()} {name} {number}".encode()))
             return self._altered(cloud, name, category)
 
-    def _altered(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> TrainingView:
+    def _frame(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> tuple[Tensor, Tensor, Tensor]:
         placed = self.place_known(cloud, name, category)
         framed = self.sampler.frame(placed.seen, placed.frames)
+        return framed.clouds[0], framed.centroid, framed.radius
+
+    def _altered(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> TrainingView:
+        points, centroid, radius = self.frames(cloud, partial(self._frame, cloud, name, category), category)
+        framed = FramedClouds((points,), centroid, radius, (name,))
         augmented, defective = self.augment(framed.clouds[0]), None
         if self.corruption in ("points", "both"):
             augmented, defective = self.point_defects(augmented)
