@@ -9,6 +9,7 @@ import sys
 import time
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -147,3 +148,18 @@ def test_steps_draw_every_size_and_no_patch_is_larger_than_its_share() -> None:
 def test_settings_that_cannot_work_are_named(settings: dict[str, object], named: str) -> None:
     with pytest.raises(InputError, match=named):
         PretrainingModule("tiny", **settings)  # pyright: ignore[reportArgumentType]
+
+
+def test_accumulated_batches_draw_each_their_own_and_an_incomplete_group_counts_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three batches in groups of two: the two of a step differ in their draws, the one left over weighs double."""
+    module = PretrainingModule(size="tiny", groups=16, decoder_depth=1, patch_sizes={32: 1.0}, min_points=256)
+    trainer = SimpleNamespace(accumulate_grad_batches=2, num_training_batches=3, global_step=0)
+    monkeypatch.setattr(PretrainingModule, "trainer", trainer)
+    monkeypatch.setattr(PretrainingModule, "global_step", 0)
+    monkeypatch.setattr(PretrainingModule, "log", lambda *args, **kwargs: None)
+    clouds = torch.randn(2, 512, 3, generator=torch.Generator().manual_seed(0))
+    losses = [module.training_step(clouds, index).item() for index in range(3)]
+    assert losses[0] != losses[1]
+    assert losses[2] == pytest.approx(2 * losses[0], rel=1e-6)  # the same draws here, as the step is the same

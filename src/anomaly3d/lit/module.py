@@ -15,6 +15,7 @@ from torch.optim import AdamW
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
+from anomaly3d.lit.accumulation import accumulation_weight
 from anomaly3d.lit.record import run_seed
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
@@ -99,28 +100,18 @@ class AnomalyModule(L.LightningModule):
     # -- training ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
-        """The detector's loss, weighted by `_accumulation_weight`; every term of it is logged as it is."""
+        """The detector's loss, weighted by `accumulation_weight`; every term of it is logged as it is."""
         terms = self.detector.loss(batch)
         self.log_dict(
             {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}, batch_size=len(batch)
         )
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
-        return self._accumulation_weight(batch_idx) * terms["loss"]
+        return accumulation_weight(self.trainer, batch_idx) * terms["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: PointCloudBatch, batch_idx: int) -> None:
         """Behind the last batch: before the validation and the checkpoint of this epoch."""
         if batch_idx + 1 == self.trainer.num_training_batches and self.detector.finish_pass():
             self.trainer.should_stop = True
-
-    def _accumulation_weight(self, batch_idx: int) -> float:
-        """What makes the step of an epoch's last, incomplete group of accumulated batches that of their mean.
-
-        Lightning steps behind the last batch, but divides each loss by `accumulate_grad_batches` all the same.
-        """
-        group, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        if math.isinf(batches) or batch_idx < batches - batches % group:
-            return 1.0
-        return group / (batches % group)
 
     # -- evaluation --------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from anomaly3d.errors import InputError
+from anomaly3d.lit.accumulation import accumulation_weight
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.models.backbones.mae import MaskedAutoencoder, MaskedReconstruction, random_mask
 from anomaly3d.models.backbones.point_mae import Size
@@ -123,7 +124,8 @@ class PretrainingModule(L.LightningModule):
 
     def training_step(self, clouds: Float[Tensor, "B P 3"], batch_idx: int) -> Tensor:
         """Chamfer-L2 of the masked patches."""
-        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)))
+        within = batch_idx % self.trainer.accumulate_grad_batches  # batches of one step draw each their own
+        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank, *([within] if within else []))))
         sizes, shares = zip(*sorted(self.patch_sizes.items()), strict=True)
         size = sizes[int(torch.multinomial(torch.tensor(shares), 1))]
         low, high = self.point_range(size, clouds.shape[1])
@@ -135,7 +137,7 @@ class PretrainingModule(L.LightningModule):
         loss = self.reconstruct(clouds * stretch + shift, size).loss()
         self.log("train/chamfer", loss.detach(), prog_bar=True, batch_size=len(clouds))
         self.log(f"train/chamfer_{size}", loss.detach(), batch_size=len(clouds))
-        return loss
+        return accumulation_weight(self.trainer, batch_idx) * loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip the gradient."""
