@@ -95,6 +95,29 @@ def test_the_category_is_predicted_in_any_pose():
             assert placed.logits.argmax() == category
 
 
+def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
+    pytest.importorskip("open3d")
+    placing = CategoryTemplates([Template(plate(2000, 1)), Template(bracket(2000, 0)), Template(plate(2000, 2))])
+    cloud, searched = bracket(1500, 3), []
+    residuals, fitting = (0.5, 0.3, 0.4), [1]
+    for i, template in enumerate(placing.templates):
+        monkeypatch.setattr(template, "as_it_stands", lambda xyz, r=residuals[i]: Registration(np.eye(4), 1.0, 0.0, r))
+        monkeypatch.setattr(
+            template,
+            "search",
+            lambda xyz, start, i=i: (
+                searched.append(i) or start._replace(residual=0.01 if i in fitting else 0.2 + i / 10)
+            ),
+        )
+        monkeypatch.setattr(template, "accepts", lambda found, xyz: found.residual < 0.05)
+    assert placing.place(cloud).category == 1
+    assert searched == [1]
+    fitting.clear()
+    searched.clear()
+    assert placing.place(cloud).category == 0  # none fits: all are searched, and the smallest residual decides
+    assert searched == [1, 2, 0]
+
+
 def test_without_open3d_one_line_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
