@@ -33,3 +33,20 @@ def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, par
         for one, other in (tables, tables[::-1]):
             assert (one[f"{metric}_lower"] <= other[f"{metric}_upper"] + 1e-9).all()
         assert (tables[0][f"{metric}_upper"] - tables[0][f"{metric}_lower"] < 0.01).all()
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: Path) -> None:
+    """Each rank sees half of the training clouds; the first of a category by sample id may be on either."""
+    pytest.importorskip("open3d")
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    register = ["--model.detector.init_args.register=true", "--model.detector.init_args.complete=true"]
+    register += ["--model.detector.init_args.resolution=0.02", "--model.detector.init_args.pad=true"]
+    templates = []
+    for folder, devices in (("one", ()), ("two", TWO)):
+        (tmp_path / folder).mkdir()
+        run(tmp_path / folder, "fit", conf, parts, *register, *devices)
+        state = torch.load(checkpoint(tmp_path / folder), weights_only=True)["state_dict"]
+        templates.append([state[f"detector.placement.templates.{name}"] for name in ("points", "offsets")])
+    assert templates[0][1].tolist() == [0, 1000, 2000]
+    assert all(torch.equal(one, two) for one, two in zip(*templates, strict=True))
