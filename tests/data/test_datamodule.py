@@ -111,6 +111,17 @@ def test_test_clouds_alone_can_be_tested(tmp_path: Path) -> None:
         AnomalyShapeNet(root).setup("fit")
 
 
+def test_cut_and_copied_scans_have_the_source_of_their_scan(tmp_path: Path) -> None:
+    data = Real3DAD(write_real3d_ad(tmp_path / "set"))
+    data.setup("fit")
+    assert data.sources() == {}
+    data.setup("test")
+    sources = data.sources()
+    assert len(sources) == 10
+    assert sources["duck/test/65_bulge"] == sources["duck/test/65_bulge_cut"] != sources["duck/test/66_sink"]
+    assert len(set(sources.values())) == 7
+
+
 def test_names_stay_where_a_category_has_no_test_clouds(tmp_path: Path) -> None:
     root = write_anomaly_shapenet(tmp_path)
     shutil.rmtree(root / "cap0" / "test")

@@ -150,6 +150,10 @@ class PointCloudDataModule(LightningDataModule):
                 self._records["predict"] = self._predict_records()
         return self._records[split]
 
+    def sources(self) -> dict[str, str]:
+        """The scan that each test cloud derives from, by sample id; of none before `setup("test")`."""
+        return {record.sample_id: record.source for record in self._records.get("test", ())}
+
     def setup(self, stage: str | None = None) -> None:
         """Index what the stage needs; fit and validate do not look at the test clouds."""
         if stage == "predict" and self.predict_path is not None:

@@ -155,14 +155,13 @@ class AnomalyModule(L.LightningModule):
 
     def _start_evaluation(self, exact: bool) -> None:
         self._evaluation_started = time.perf_counter()
-        records = self._data.records("test") if self.trainer.testing else []  # validation must not look at them
         self.evaluator = Evaluator(
             self._data.category_names,
             self.detector.categories,
             exact,
             thresholds=None if self._fitting else self.thresholds,
             replicates=0 if self._fitting else REPLICATES,
-            sources={record.sample_id: record.source for record in records},
+            sources=self._data.sources(),
         ).to(self.device)
 
     def _evaluate(self, batch: PointCloudBatch) -> AnomalyPrediction:
