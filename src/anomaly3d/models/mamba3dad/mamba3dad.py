@@ -286,6 +286,7 @@ class Mamba3dAD(PlacingDetector):
             "standardise": self.standardise,
             "group_size": group_size,
             "voxel_size": voxel_size,
+            "register": register,
             "resolution": resolution if register else None,
             "order": order,
             "ordering": ordering,

@@ -189,6 +189,7 @@ class MC3DAD(PlacingDetector):
         return {
             "backbone_blocks": tuple(self.backbone_blocks),
             "standardise": self.standardise,
+            "register": self.placement is not None,
             "resolution": self.resolution,
         }
 

@@ -226,6 +226,7 @@ class SeDiR(PlacingDetector):
         return {
             "backbone_blocks": tuple(self.backbone_blocks),
             "standardise": self.standardise,
+            "register": self.placement is not None,
             "resolution": self.resolution,
         }
 
