@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,11 @@ class PlacingDetector(Detector):
         assert self.placement is not None
         self.placement.observe(batch)
         return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """Whether clouds are registered, and to what density they are filtered then."""
+        placement = self.placement
+        return {"register": placement is not None, "resolution": placement.resolution if placement else None}
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""

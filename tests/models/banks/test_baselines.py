@@ -69,7 +69,8 @@ def test_scores_in_strict_do_not_depend_on_the_order_of_points(fitted):
 
 def test_a_planted_bump_stands_out_and_the_category_is_right(fitted):
     clean = batch([bracket(2500, 20), bracket(2500, 21), plate(2500, 22), plate(2500, 23)])
-    bumps = [bumped(bracket(2500, 24), (3.5, 1.0, 1.0), 0.8), bumped(plate(2500, 25), (4.5, 2.5, 0.6), 0.8)]
+    height = {PatchCorePointMAE: 0.8}.get(type(fitted), 0.5)  # its patches, 128 of 32 points, are coarse
+    bumps = [bumped(bracket(2500, 24), (3.5, 1.0, 1.0), height), bumped(plate(2500, 25), (4.5, 2.5, 0.6), height)]
     prediction = fitted.score(batch([cloud for cloud, _ in bumps]))
     for scores, (_, mask) in zip(prediction.point_scores.split([len(mask) for _, mask in bumps]), bumps, strict=True):
         assert roc_auc_score(mask.numpy(), scores.numpy()) > 0.75

@@ -286,8 +286,6 @@ class Mamba3dAD(PlacingDetector):
             "standardise": self.standardise,
             "group_size": group_size,
             "voxel_size": voxel_size,
-            "register": register,
-            "resolution": resolution if register else None,
             "order": order,
             "ordering": ordering,
             "assignment": assignment,
@@ -309,7 +307,7 @@ class Mamba3dAD(PlacingDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are, how they are ordered and read: the weights have learned from that."""
-        return self._fixed
+        return super().fixed_settings() | self._fixed
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log.

@@ -166,7 +166,6 @@ class MC3DAD(PlacingDetector):
         self.told_category = register and not strict
         self.in_template_frame = strict
 
-        self.resolution = resolution if register else None
         self.placement = make_placement(register, complete, protocol, hypotheses, resolution)
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
@@ -186,12 +185,8 @@ class MC3DAD(PlacingDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
-        return {
-            "backbone_blocks": tuple(self.backbone_blocks),
-            "standardise": self.standardise,
-            "register": self.placement is not None,
-            "resolution": self.resolution,
-        }
+        tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
+        return super().fixed_settings() | tokens
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction`, the mean square difference of tokens; zero while templates are looked for.

@@ -191,7 +191,6 @@ class SeDiR(PlacingDetector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
-        self.resolution = resolution if register else None
         self.placement = make_placement(register, complete, protocol, resolution=resolution)
         self.frozen_views = FrozenCache[FrozenView](
             frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
@@ -223,12 +222,8 @@ class SeDiR(PlacingDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
-        return {
-            "backbone_blocks": tuple(self.backbone_blocks),
-            "standardise": self.standardise,
-            "register": self.placement is not None,
-            "resolution": self.resolution,
-        }
+        tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
+        return super().fixed_settings() | tokens
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction` + `c3l`, and the terms of `c3l`; `batch.category` is required.
