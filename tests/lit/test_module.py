@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -165,6 +166,19 @@ def test_thresholds_come_from_validation_and_training_is_timed() -> None:
     assert module.thresholds == chosen
     assert module.result.rows[0].o_recall >= 0
     assert module.test_seconds > 0
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_thresholds_are_of_the_last_weights_or_there_are_none(epochs: int) -> None:
+    module = AnomalyModule(Distance(), lr=0.1)
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=epochs, check_val_every_n_epoch=2, enable_progress_bar=False, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, Clouds("unused"))
+    told = [str(w.message) for w in caught if "operating point" in str(w.message)]
+    assert (module.thresholds is not None) == (epochs == 2)
+    assert len(told) == (epochs == 3)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -10,6 +10,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -30,7 +31,8 @@ class AnomalyModule(L.LightningModule):
 
     AdamW with linear warm-up and cosine decay to zero, stepped every batch. Training ends with the last
     checkpoint; nothing is chosen on test data. Each validation during training chooses the thresholds of largest F1 on
-    its clouds, made from training clouds; checkpoints carry them, and a test reports precision and recall there.
+    its clouds, made from training clouds; a checkpoint of the same weights carries them, and its test reports precision
+    and recall there.
 
     Args:
         detector: the model; frozen parameters are left out of the optimizer.
@@ -43,7 +45,7 @@ class AnomalyModule(L.LightningModule):
             error is bounded and reported (`metrics/evaluator.py`). Validation is exact in any case.
 
     Attributes:
-        thresholds: of the last validation during training; None if there was none.
+        thresholds: of a validation of the present weights; None if they were trained on since, or never validated.
         train_seconds: wall time of training so far, over all its parts.
         test_seconds: wall time from the first batch of the last evaluation to its result.
     """
@@ -69,6 +71,7 @@ class AnomalyModule(L.LightningModule):
         self.warmup_lr = warmup_lr
         self.exact_metrics = exact_metrics
         self.thresholds: Thresholds | None = None
+        self._outdated_thresholds = False
         self.trained_seed: int | None = None  # of the checkpoint in use
         self.train_seconds = self.test_seconds = 0.0
         self._fit_started: float | None = None
@@ -94,10 +97,20 @@ class AnomalyModule(L.LightningModule):
         self._fit_started = time.perf_counter()
 
     def on_fit_end(self) -> None:
-        """Stop the clock."""
+        """Stop the clock; tell users who validated that it was too early for an operating point."""
         self.train_seconds, self._fit_started = self._trained_for(), None
+        if self._outdated_thresholds and self.thresholds is None:
+            rank_zero_warn(
+                "no validation after the last epoch, so tests will have no operating point (precision, recall, F1 at a "
+                "threshold); for one, let trainer.check_val_every_n_epoch divide trainer.max_epochs"
+            )
 
     # -- training ----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: PointCloudBatch, batch_idx: int) -> None:
+        """Thresholds are of the weights that they were chosen with, not of those that this step makes."""
+        self._outdated_thresholds |= self.thresholds is not None
+        self.thresholds = None
 
     def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
         """The detector's loss, weighted by `accumulation_weight`; every term of it is logged as it is."""
