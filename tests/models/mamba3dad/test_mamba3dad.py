@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -62,6 +63,36 @@ def test_positive_weight_balances_the_two_labels() -> None:
     torch.nn.init.zeros_(model.discriminator.head[3].weight)  # pyright: ignore[reportArgumentType]
     torch.nn.init.zeros_(model.discriminator.head[3].bias)  # pyright: ignore[reportArgumentType]
     assert model.loss(clouds(200))["bce"].item() == pytest.approx(1.8 * 0.6931, rel=0.1)
+
+
+@pytest.mark.parametrize("label_mode", ["slot", "patch"])
+def test_labels_and_the_weighted_bce_equal_loops_and_so_does_its_gradient(label_mode: str) -> None:
+    model = detector(label_mode=label_mode, noise_probability=0.2)
+    seen: dict[str, Any] = {}
+    model.gsas.register_forward_hook(lambda _, inputs, out: seen.update(ordered=out))
+    model.generator.register_forward_hook(lambda _, inputs, out: seen.update(shares=inputs[1], labels=out.labels))
+    model.discriminator.register_forward_hook(lambda _, inputs, out: (out.retain_grad(), seen.update(logits=out))[0])
+    bce = model.loss(clouds(200, 300))["bce"]
+    bce.backward()
+    labels, logits = seen["labels"].tolist(), seen["logits"].tolist()
+    if label_mode == "patch":  # what all of a patch's tokens give to a slot; a slot is made of all patches together
+        assignment = seen["ordered"].assignment.detach()
+        layers = assignment.shape[1] // 16
+        for b, m, s in [(0, 0, 0), (1, 7, 31), (1, 15, 12)]:
+            share = sum(assignment[b, layer * 16 + m, s].item() for layer in range(layers))
+            assert seen["shares"][b, m, s].item() == pytest.approx(share, rel=1e-5)
+        torch.testing.assert_close(seen["shares"].sum(dim=1), torch.ones(2, 32), atol=1e-4, rtol=0)
+        assert any(0 < label < 1 for row in labels for label in row)
+    else:
+        assert {label for row in labels for label in row} == {0.0, 1.0}
+    weight, total = 0.8 / 0.2, 0.0
+    for b in range(2):
+        for s in range(32):
+            y, p = labels[b][s], 1 / (1 + math.exp(-logits[b][s]))
+            total -= (weight * y * math.log(p) + (1 - y) * math.log(1 - p)) / 64
+            slope = (-weight * y * (1 - p) + (1 - y) * p) / 64
+            assert seen["logits"].grad[b, s].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
+    assert bce.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_training_leaves_the_backbone_alone_bit_for_bit() -> None:

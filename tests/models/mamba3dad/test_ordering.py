@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly3d.models.mamba3dad.ordering import column_entropy, expected_slot, locality, row_distribution
+from anomaly3d.models.mamba3dad.ordering import EPS, column_entropy, expected_slot, locality, row_distribution
 from anomaly3d.ops.sinkhorn import sinkhorn
 
 
@@ -23,6 +23,15 @@ def test_entropy_equals_loops_and_its_bounds() -> None:
     assert column_entropy(plan).item() == pytest.approx(expected, abs=1e-4)
     assert column_entropy(torch.full((1, 8, 5), 1 / 8)).item() == pytest.approx(math.log(8), abs=1e-4)
     assert column_entropy(torch.eye(5)[None]).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_entropy_gradient_is_that_of_p_log_p() -> None:
+    plan = some_plan(2, 6, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(column_entropy(plan), plan)
+    for b, t, s in np.ndindex(2, 6, 4):
+        p = plan[b, t, s].item()
+        slope = math.log(p + EPS) + p / (p + EPS)  # of p log(p + EPS); eight columns in all
+        assert gradient[b, t, s].item() == pytest.approx(-slope / 8, rel=1e-6)
 
 
 def test_entropy_has_a_finite_gradient_where_the_plan_is_zero() -> None:
