@@ -139,6 +139,7 @@ class Mamba3dAD(PlacingDetector):
             [inferred]
         heads: attention heads of the discriminator. [paper]
         dropout: in the discriminator. [paper]
+        position_width: hidden channels of the MLP that embeds a slot's coordinate there. [inferred]
         entropy_weight: of L_ent. [paper]
         locality_weight: of L_loc. [paper]
         locality_sigma: sigma_p. [paper]
@@ -205,6 +206,7 @@ class Mamba3dAD(PlacingDetector):
         gamma_range: tuple[float, float] = (10.0, 20.0),
         heads: int = 8,
         dropout: float = 0.1,
+        position_width: int = 128,
         entropy_weight: float = 0.01,
         locality_weight: float = 0.1,
         locality_sigma: float = 0.05,
@@ -218,6 +220,7 @@ class Mamba3dAD(PlacingDetector):
             )
         check_range(1, inf, num_groups=num_groups, group_size=group_size, slots=slots, state=state, views=views)
         check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
+        check_range(1, inf, position_width=position_width)
         check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens, query_waves=query_waves)
         check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
@@ -274,7 +277,7 @@ class Mamba3dAD(PlacingDetector):
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
         # Distributed training refuses a trained parameter that no loss reaches.
         self.generator.requires_grad_(corruption in ("features", "both"))
-        self.discriminator = Discriminator(width, heads, dropout)
+        self.discriminator = Discriminator(width, heads, dropout, position_width)
         self.positive_weight = (1 - noise_probability) / noise_probability
         self.entropy_weight = entropy_weight
         self.locality_weight = locality_weight
