@@ -22,19 +22,28 @@ INSTALL = {
 }
 """How to get the optional packages that their name alone does not install."""
 
+REPAIR = {
+    "open3d": "It takes libraries of the system; Debian: apt-get install libegl1 libgl1 libgomp1 libusb-1.0-0",
+}
+"""What is missing where a package is installed and does not import, if installing it again is no help."""
+
 
 def find_package(name: str) -> ModuleType | None:
     """The optional package, imported on first use; None where it is not installed or does not import."""
-    # Asking for the specification costs no import, and no CUDA context, where the package is absent.
-    return _try_import(name) if importlib.util.find_spec(name) is not None else None
+    found = _try_import(name) if _installed(name) else None
+    return None if isinstance(found, Exception) else found
 
 
 def require_package(name: str, setting: str) -> ModuleType:
-    """The optional package, or an `InputError` that names the setting which asked for it and the install command."""
-    if (module := find_package(name)) is not None:
-        return module
-    state = "installed but does not import" if importlib.util.find_spec(name) is not None else "not installed"
-    raise InputError(f"{setting} needs {name}, which is {state}. Run: {INSTALL.get(name, f'pip install {name}')}")
+    """The optional package, or an `InputError` that names the setting which asked for it and the remedy."""
+    command = f"Run: {INSTALL.get(name, f'pip install {name}')}"
+    if not _installed(name):
+        raise InputError(f"{setting} needs {name}, which is not installed. {command}")
+    found = _try_import(name)
+    if isinstance(found, Exception):
+        remedy = REPAIR.get(name, command)
+        raise InputError(f"{setting} needs {name}, which is installed but does not import ({found}). {remedy}")
+    return found
 
 
 def check_backend(operation: str, backend: str, known: Sequence[str]) -> None:
@@ -54,10 +63,15 @@ def log_choice(operation: str, backend: str, device: str) -> None:
     _log.info("%s on %s: backend %s", operation, device, backend)
 
 
+def _installed(name: str) -> bool:
+    # Asking for the specification costs no import, and no CUDA context, where the package is absent.
+    return importlib.util.find_spec(name) is not None
+
+
 @cache
-def _try_import(name: str) -> ModuleType | None:
+def _try_import(name: str) -> ModuleType | Exception:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a compiled extension fails in its own ways: ImportError, OSError, RuntimeError
         _log.warning("%s is installed but does not import, going on without it: %s", name, error)
-        return None
+        return error.with_traceback(None)

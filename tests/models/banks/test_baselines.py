@@ -43,7 +43,7 @@ WITHOUT_OPEN3D = {"btf-raw", "patchcore-pointmae", "m3dm"}
 @pytest.fixture(scope="module", params=METHODS)
 def fitted(request: pytest.FixtureRequest) -> BankDetector:
     if request.param not in WITHOUT_OPEN3D:
-        pytest.importorskip("open3d")
+        pytest.importorskip("open3d", exc_type=ImportError)
     return fit(METHODS[request.param]())
 
 
@@ -106,7 +106,7 @@ def test_no_training_clouds_and_paper_settings(fitted, request):
 @pytest.mark.parametrize("name", ["btf-raw", "btf-fpfh"])
 def test_strict_features_have_no_unit(name):
     if name not in WITHOUT_OPEN3D:
-        pytest.importorskip("open3d")
+        pytest.importorskip("open3d", exc_type=ImportError)
     metres, millimetres = METHODS[name](), METHODS[name]()
     for detector, unit in ((metres, 1.0), (millimetres, 1024.0)):
         detector.configure(["bracket", "plate"])
@@ -121,7 +121,7 @@ def test_strict_features_have_no_unit(name):
 
 
 def test_template_distance_is_the_distance_to_the_nearest_training_point():
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     detector = TemplateDistance(protocol="paper", **FEW)
     detector.configure(["bracket"])
     cloud = bracket(2000, 0)
@@ -207,7 +207,7 @@ def test_the_memory_that_is_built_is_limited_too():
 
 @pytest.mark.parametrize("name", ["patchcore-fpfh", "reg3dad"])
 def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(name):
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     points = bracket(1000, 0)
     detector = METHODS[name](memory_gb=points.nbytes / 2**30, coreset_size=10)
     detector.configure(["bracket"])
@@ -217,7 +217,7 @@ def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(na
 
 
 def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     few = batch([bracket(700, 0), bracket(700, 1), plate(700, 2), plate(700, 3)], [0, 0, 1, 1])
     detector = fit(METHODS["reg3dad"](smooth="none", propagate="nearest"), few)  # a point's error: its nearest patch's
     assert isinstance(detector, Reg3DAD)
@@ -243,7 +243,7 @@ def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
 
 
 def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_points():
-    o3d = pytest.importorskip("open3d")
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
     cloud = bracket(1500, 50)
     found = Simple3D(protocol="paper", voxel_size=0.4).describe(cloud, "cloud")
 
@@ -265,7 +265,7 @@ def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_poi
 
 @pytest.mark.slow
 def test_templates_that_are_loaded_replace_those_in_use() -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     two, clouds = fit(METHODS["template"]()), batch([bracket(1500, 11)])
     swapped = METHODS["template"]()
     swapped.configure(["bracket", "plate"])

@@ -20,7 +20,7 @@ def pose(rotation_vector: list[float], shift: list[float]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def surface() -> Surface:
-    o3d = pytest.importorskip("open3d")
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(bracket(3000, 0).double().numpy()))
     cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(20))
     return Surface.of(np.asarray(cloud.points), np.asarray(cloud.normals))
@@ -50,7 +50,7 @@ def test_a_step_is_the_least_squares_step_of_a_loop(surface):
 
 
 def test_it_settles_where_open3d_does(surface):
-    o3d = pytest.importorskip("open3d")
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
     reg, vector = o3d.pipelines.registration, o3d.utility.Vector3dVector
     goal = o3d.geometry.PointCloud(vector(surface.points))
     goal.normals = vector(surface.normals)
@@ -91,7 +91,7 @@ def test_residuals_are_root_mean_squares_of_what_is_near(surface):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [4, 5])
 def test_a_noisy_side_in_any_pose_is_found_where_features_mislead(seed):
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     generator = np.random.default_rng(seed)
     whole, view = bracket(6000, 3).double(), generator.normal(size=3)
     turn = Rotation.from_quat(generator.normal(size=4)).as_matrix()

@@ -51,7 +51,7 @@ def test_ransac_finds_the_pose_among_wrong_correspondences():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_any_pose_is_recovered_and_the_same_twice(seed):
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     template = Template(bracket(4000, 0))
     cloud, rotation, shift = turned(bracket(3000, 10 + seed), seed)
     found = template.register(cloud)
@@ -68,7 +68,7 @@ def test_any_pose_is_recovered_and_the_same_twice(seed):
 
 
 def test_a_half_is_recovered():
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     whole = bracket(6000, 3)
     half, rotation, _ = turned(whole[whole[:, 1] < 1.0], 5)
     found = Template(bracket(4000, 0)).register(half)
@@ -76,7 +76,7 @@ def test_a_half_is_recovered():
 
 
 def test_a_cloud_that_stands_well_is_left_in_its_pose(monkeypatch):
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     template = Template(bracket(8000, 0), RegistrationSettings(accept=0.05))
     monkeypatch.setattr(template, "search", lambda xyz, start: pytest.fail("searched for a pose"))
     found = template.register(bracket(4000, 1) + torch.tensor([0.2, 0.1, 0.0]))
@@ -85,7 +85,7 @@ def test_a_cloud_that_stands_well_is_left_in_its_pose(monkeypatch):
 
 @pytest.mark.slow
 def test_the_category_is_predicted_in_any_pose():
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     few = RegistrationSettings(rotations=200)
     placing = CategoryTemplates([Template(bracket(4000, 0), few), Template(plate(4000, 1), few)])
     for category, make in enumerate((bracket, plate)):
@@ -96,7 +96,7 @@ def test_the_category_is_predicted_in_any_pose():
 
 
 def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     placing = CategoryTemplates([Template(plate(2000, 1)), Template(bracket(2000, 0)), Template(plate(2000, 2))])
     cloud, searched = bracket(1500, 3), []
     residuals, fitting = (0.5, 0.3, 0.4), [1]
@@ -126,7 +126,7 @@ def test_without_open3d_one_line_names_the_command(monkeypatch):
 
 
 def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not():
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     for points in (500, 5000):
         template = Template(bracket(points, 0))
         cloud = bracket(3000, 1)
