@@ -99,6 +99,9 @@ class SeDiR(PlacingDetector):
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register` [ours].
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius [ours].
+        relative: score a patch's error in units of what training clouds have at its place
+            (`components/expected.py`), so that places which the model has not learned do not stand out on every cloud.
+            Takes `register` [ours].
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
@@ -150,6 +153,7 @@ class SeDiR(PlacingDetector):
         register: bool = False,
         complete: bool = False,
         resolution: float = 0.025,
+        relative: bool = False,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size | None = None,
@@ -191,7 +195,7 @@ class SeDiR(PlacingDetector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
-        self.placement = make_placement(register, complete, protocol, resolution=resolution)
+        self.place_by(make_placement(register, complete, protocol, resolution=resolution), relative)
         self.frozen_views = FrozenCache[FrozenView](
             frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
         )
@@ -236,7 +240,11 @@ class SeDiR(PlacingDetector):
         if self.looks_for_templates:
             return self.look(batch)
         views = [self._view_of(*cloud) for cloud in batch.named_clouds()]
-        return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))), batch.category)
+        view = FrozenView(*map(torch.cat, zip(*views, strict=True)))
+        terms, errors = self._learn(view, batch.category)
+        if self.expected is not None:
+            self.expected.observe(batch.sample_id, batch.category, view.centres, errors)
+        return terms
 
     def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         make = partial(self._frozen, cloud, name, category)
@@ -248,22 +256,29 @@ class SeDiR(PlacingDetector):
 
     def loss_of(self, view: FrozenView, category: Tensor) -> dict[str, Tensor]:
         """The losses of clouds whose frozen view is at hand."""
+        return self._learn(view, category)[0]
+
+    def _learn(self, view: FrozenView, category: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "B G"]]:
         if self.standardise and self.training:
             self.standardiser.observe(view.base)
         view = self.standardised(view)
         encoded, feature, z, tokens = self.reconstruct(view)
         terms = self.contrast.loss(encoded, feature, z, category)
-        terms["reconstruction"] = (tokens.float() - view.base).square().mean()
-        return {"loss": terms["reconstruction"] + terms["c3l"], **terms}
+        gap = tokens.float() - view.base
+        terms["reconstruction"] = gap.square().mean()
+        return {"loss": terms["reconstruction"] + terms["c3l"], **terms}, gap.detach().norm(dim=-1)
 
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Scores from the distance of each frozen token to its reconstruction, and the predicted category."""
-        batch, seen, frames, _ = self.place_predicted(batch)
+        batch, seen, frames, placed_as = self.place_predicted(batch)
         groups = self.patches(seen, frames)
         view = self.standardised(self.view(groups))
         _, feature, _, tokens = self.reconstruct(view)
         errors = (tokens.float() - view.base).norm(dim=-1)
+        if self.relative and self.expected is not None and placed_as is not None:
+            expected = self.expected(groups.centres, placed_as.argmax(dim=1))
+            errors = torch.where(expected.isnan(), errors, errors / expected.clamp(min=1e-6))
         logits = None if feature is None or self.contrast.classifier is None else self.contrast.logits(feature)
         return self.scoring(errors, groups, batch, logits)
 
