@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_placing import trained, turned, wedge
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.sedir import SeDiR
 from anomaly3d.types import PointCloudBatch
-from test_placing import trained, turned, wedge
 
 
 def observed(neighbours: int) -> tuple[ExpectedErrors, torch.Tensor, torch.Tensor]:
