@@ -37,16 +37,21 @@ def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, par
 
 @pytest.mark.slow
 def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: Path) -> None:
-    """Each rank sees half of the training clouds; the first of a category by sample id may be on either."""
+    """Each rank sees half of the training clouds; the first of a category by sample id may be on either.
+
+    The errors that are expected on them are of all clouds, too.
+    """
     pytest.importorskip("open3d", exc_type=ImportError)
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.complete=true"]
     register += ["--model.detector.init_args.resolution=0.02", "--model.detector.init_args.pad=true"]
-    templates = []
+    templates, places = [], []
     for folder, devices in (("one", ()), ("two", TWO)):
         (tmp_path / folder).mkdir()
         run(tmp_path / folder, "fit", conf, parts, *register, *devices)
         state = torch.load(checkpoint(tmp_path / folder), weights_only=True)["state_dict"]
         templates.append([state[f"detector.placement.templates.{name}"] for name in ("points", "offsets")])
+        places.append(state["detector.expected.rows"][:, :3])
     assert templates[0][1].tolist() == [0, 1000, 2000]
     assert all(torch.equal(one, two) for one, two in zip(*templates, strict=True))
+    torch.testing.assert_close(*places)
