@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 
 from anomaly3d.__main__ import main
-from anomaly3d.compare.compare import compare
-from anomaly3d.compare.grid import Method, expand
+from anomaly3d.compare.collect import provenance_lines
+from anomaly3d.compare.compare import compare, grid
+from anomaly3d.compare.grid import Method, Run, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.weights import SHIPPED
@@ -47,6 +48,40 @@ def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     assert run.fingerprint == before
     part.write_text("lr: 0.2\n")
     assert run.fingerprint != before
+
+
+def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path) -> None:
+    methods, chosen = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(parts), "data.categories": ["gear"]}
+    runs = list(grid(methods, tmp_path, ["unified", "per-category"], [0], chosen, "test"))
+    assert [run.categories for run in runs] == [("gear",), ("gear",)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": "auroc"}, "no metric 'auroc'; choose from o_auroc"),
+        ({"jobs": -1}, "jobs: -1"),
+        ({"seeds": [0, 0]}, r"seeds: \[0, 0\]; each one once"),
+        ({"overrides": {"seed_everything": 7}}, "give --seeds"),
+        ({"methods": {"A": Method(CONF / "sedir.yaml", {"data.categories": ["gear"]})}}, "A: data.categories"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_at_the_end_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(**{"methods": {"A": Method(CONF / "sedir.yaml")}, "output": tmp_path} | settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_several_commits_are_told_apart() -> None:
+    runs = [Run(name, "unified", 0, ("x",), CONF / "sedir.yaml", {}, Path(name)) for name in "ABB"]
+    facts = {"backbone_sha256": None, "device": "cpu", "versions": {"torch": "2"}}
+    lines = provenance_lines(runs, [facts | {"git_commit": commit} for commit in ("old", "old", "new")])
+    assert lines[2:4] == [
+        "A, B: 2 of the runs: Commit old; cpu; torch 2.",
+        "B: 1 of the runs: Commit new; cpu; torch 2.",
+    ]
 
 
 def test_other_shipped_weights_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

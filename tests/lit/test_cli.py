@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from anomaly3d.__main__ import main
 from anomaly3d.data.io import read_cloud
 from anomaly3d.data.pcd import read_pcd, write_pcd
+from anomaly3d.lit.checkpoints import WholeCheckpoints
 from anomaly3d.lit.cli import AnomalyCLI
 from anomaly3d.models.backbones.weights import weights_hash
 
@@ -192,6 +193,12 @@ def test_training_goes_on_from_a_checkpoint(conf: Path, parts: Path) -> None:
     main(["fit", "--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint)])
     (later,) = Path("runs").glob("*/version_1/checkpoints/last.ckpt")
     assert torch.load(later, weights_only=True)["epoch"] == 1
+
+
+def test_checkpoints_are_written_whole() -> None:
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    trainer = AnomalyCLI(["--config", str(conf), "--data.root=nowhere"], run=False).trainer
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
 
 
 def test_an_override_is_followed_by_those_who_refer_to_it(tmp_path: Path) -> None:

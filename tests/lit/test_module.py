@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,17 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
+from anomaly3d.errors import InputError
+from anomaly3d.lit import record
 from anomaly3d.lit.callbacks import choose
+from anomaly3d.lit.checkpoints import WholeCheckpoints
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
 from anomaly3d.lit.schedule import warmup_cosine
@@ -168,7 +174,7 @@ def test_thresholds_come_from_validation_and_training_is_timed() -> None:
 
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
-    other = AnomalyModule(Distance())
+    other = AnomalyModule(Distance(), lr=0.1)
     other.trainer = trainer
     other.on_load_checkpoint(checkpoint)
     assert other.thresholds == chosen
@@ -194,6 +200,52 @@ def test_thresholds_are_of_the_last_weights_or_there_are_none(epochs: int) -> No
     told = [str(w.message) for w in caught if "operating point" in str(w.message)]
     assert (module.thresholds is not None) == (epochs == 2)
     assert len(told) == (epochs == 3)
+
+
+def test_a_training_that_goes_on_has_the_optimizer_of_its_checkpoint() -> None:
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=0, enable_progress_bar=False, **settings)
+    module = AnomalyModule(Distance(), lr=0.1)
+    trainer.fit(module, Clouds("unused"))
+    checkpoint["state_dict"] = module.state_dict()
+    module.on_save_checkpoint(checkpoint)
+    other = AnomalyModule(Distance(), lr=0.2)
+    other.trainer = trainer
+    trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(InputError, match=r"model.lr=0.1 .* the configuration says 0.2"):
+        other.on_load_checkpoint(checkpoint)
+    trainer.state.fn = TrainerFn.TESTING  # which no optimizer decides
+    other.on_load_checkpoint(checkpoint)
+
+
+def test_the_commit_is_of_our_own_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    installed = tmp_path / "venv" / "record.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.setattr(record, "__file__", str(installed))
+    assert record.git_commit() is None
+    for arguments in (["add", "."], ["commit", "-q", "-m", "ours"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    assert record.git_commit()
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, files = tmp_path / "last.ckpt", WholeCheckpoints()
+    files.save_checkpoint({"epoch": 1}, path)
+
+    def broken(self: Any, checkpoint: Any, path: Path, options: Any = None) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", broken)
+    with pytest.raises(KeyboardInterrupt):
+        files.save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -53,10 +53,12 @@ def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str
         lines.append(f"{method}: {count}" + (f", backbone sha256 {hashes}." if hashes else "."))
     if runs[0].split == "validation":
         lines.append("Validation clouds, made from training clouds; no test cloud was read.")
-    last = records[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    return [
-        *lines,
-        f"Commit {last['git_commit']}; {last['device']}; {versions}. Times and memory: costs.md; settings of "
-        "every run: runs.csv, runs/**/record.json.",
-    ]
+    origins: dict[str, list[str]] = {}
+    for run, record in zip(runs, records, strict=True):
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        origin = f"Commit {record['git_commit']}; {record['device']}; {versions}"
+        origins.setdefault(origin, []).append(run.method)
+    for origin, methods in origins.items():
+        whose = "" if len(origins) == 1 else f"{', '.join(dict.fromkeys(methods))}: {len(methods)} of the runs: "
+        lines.append(f"{whose}{origin}.")
+    return [*lines, "Times and memory: costs.md; settings of every run: runs.csv, runs/**/record.json."]

@@ -59,6 +59,7 @@ def compare(
         InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a
             run failed (with its log's last lines).
     """
+    _check(methods, overrides or {}, seeds, jobs, rank)
     published = read_published(reported) if reported is not None else {}
     for name, method in methods.items():
         published |= {(name, "", metric, MEAN): value / 100 for metric, value in method.published.items()}
@@ -118,10 +119,26 @@ def grid(
     if first is None:
         raise InputError("methods: none given; name at least one, e.g. --methods.SeDiR.config FILE")
     probe = Run("", "unified", 0, (), first.config, {**overrides, **first.overrides}, output)
-    asked = [argument for argument in probe.arguments if not argument.startswith("--data.categories=[]")]
-    data = DataCLI(asked).datamodule
+    data = DataCLI(probe.arguments).datamodule
     data.setup("fit")
     return expand(methods, settings, seeds, data.category_names, overrides, output, split, dataset)
+
+
+def _check(
+    methods: dict[str, Method], overrides: dict[str, Any], seeds: list[int] | None, jobs: int | None, rank: str | None
+) -> None:
+    """What would be ignored, or fail only behind all runs, fails now."""
+    if rank is not None and rank not in METRICS:
+        raise InputError(f"rank: no metric '{rank}'; choose from {', '.join(METRICS)}")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs: {jobs}; at least one run at a time")
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: {seeds}; each one once")
+    for name, values in {"overrides": overrides, **{n: method.overrides for n, method in methods.items()}}.items():
+        if "seed_everything" in values:
+            raise InputError(f"{name}: seed_everything is the grid's; give --seeds")
+        if "data.categories" in values and name != "overrides":
+            raise InputError(f"{name}: data.categories are the same for all rows; give --overrides.data.categories")
 
 
 def finished(run: Run) -> bool:

@@ -55,11 +55,9 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """Command-line arguments of the run, in the form of `anomaly3d fit`."""
-        values = {
-            **self.overrides,
-            "seed_everything": self.seed,
-            "data.categories": list(self.categories),
-        }
+        values = {**self.overrides, "seed_everything": self.seed}
+        if self.categories:  # none yet where the categories are asked for
+            values["data.categories"] = list(self.categories)
         return [f"--config={self.config}", *(f"--{key}={_text(value)}" for key, value in values.items())]
 
     @property

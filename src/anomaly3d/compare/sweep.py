@@ -11,7 +11,7 @@ import yaml
 
 from anomaly3d.compare.compare import compare
 from anomaly3d.compare.grid import Method
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 from anomaly3d.metrics.result import METRICS
 
 
@@ -50,11 +50,15 @@ def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
     """
     if not file.is_file():
         raise InputError(f"{file}: no such sweep")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
         command, parameters, name = content["command"], content["parameters"], content["metric"]["name"]
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not YAML ({reason(error)})") from error
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: a sweep needs `command`, `parameters` and `metric`") from error
+    if content["metric"].get("goal", "maximize") != "maximize":
+        raise InputError(f"{file}: goal '{content['metric']['goal']}'; of every metric the largest value is the best")
     if content.get("method") != "grid":
         raise InputError(f"{file}: method '{content.get('method')}'; without a server only `grid` can be searched")
     split, _, metric = name.partition("/")
@@ -87,9 +91,10 @@ def _logs(part: str) -> bool:
     return part.startswith("--trainer.logger")
 
 
-def _values(file: Path, key: str, parameter: dict[str, Any]) -> list[Any]:
-    if "values" in parameter:
-        return list(parameter["values"])
-    if "value" in parameter:
-        return [parameter["value"]]
+def _values(file: Path, key: str, parameter: Any) -> list[Any]:
+    if isinstance(parameter, dict):
+        if isinstance(parameter.get("values"), list):
+            return parameter["values"]
+        if "value" in parameter:
+            return [parameter["value"]]
     raise InputError(f"{file}: parameter '{key}' has no `values`, which a grid needs")

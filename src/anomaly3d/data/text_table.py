@@ -42,7 +42,7 @@ def read_table(path: Path) -> Float64[np.ndarray, "R C"]:
     delimiters = [_delimiter(line) for line in lines]
     skip = next((number for number, delimiter in enumerate(delimiters) if delimiter is not None), None)
     if skip is None:
-        raise InputError(f"{path}: no row of numbers in its first {len(lines)} lines: {lines[0][:60]!r}.")
+        raise InputError(f"{path}: no row of numbers in its first {len(lines)} lines: {''.join(lines[:1])[:60]!r}.")
     delimiter = delimiters[skip]
     try:
         return np.loadtxt(

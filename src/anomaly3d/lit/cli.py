@@ -10,15 +10,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomaly3d.data.datamodule import PointCloudDataModule
-from anomaly3d.errors import InputError, reason
+from anomaly3d.errors import InputError
 from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
+from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
 from anomaly3d.lit.heatmaps import HeatMaps
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.random_state import RandomState
@@ -74,14 +74,20 @@ class AnomalyCLI(LightningCLI):
         if verb in ("test", "validate"):
             config["verbose"] = False  # our table says it better
         path = config.get("ckpt_path")
-        if path is not None and path not in ("best", "last", "hpc"):
+        if path is not None:
             check_checkpoint(Path(path))
+        elif verb in ("test", "validate", "predict"):
+            raise InputError(
+                f"{verb}: give the checkpoint, --ckpt_path FILE; `anomaly3d fit` writes one "
+                "(<log folder>/checkpoints/last.ckpt), and without it the weights were those of no training"
+            )
         check_loggers(config["trainer"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose first logger has a folder for this run alone."""
         trainer = super().instantiate_trainer(**kwargs)
         trainer.loggers = with_folder(trainer.loggers)
+        write_whole_checkpoints(trainer)
         return trainer
 
 
@@ -113,16 +119,6 @@ class DataCLI(AnomalyCLI):
 def run(args: list[str]) -> None:
     """Run one of Lightning's verbs, `args[0]`."""
     AnomalyCLI(args)
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raise InputError unless `path` is a checkpoint that loads with weights only."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file fails in any way that unpickling can
-        raise InputError(f"{path}: not a readable checkpoint ({reason(error)})") from error
 
 
 def quieten() -> None:

@@ -198,6 +198,7 @@ class AnomalyModule(L.LightningModule):
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
             "settings": self.detector.fixed_settings(),
+            "optimizer": self._optimizer_settings(),
             "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
@@ -225,6 +226,13 @@ class AnomalyModule(L.LightningModule):
                 f"{', '.join(self._data.category_names)}; give data.categories as before, or train anew"
             )
         # Checkpoints of older versions have neither settings, thresholds nor times.
+        if self._fitting:
+            for name, value in made_by.get("optimizer", {}).items():
+                if value != (ours_now := self._optimizer_settings()[name]):
+                    raise InputError(
+                        f"{path}: its training had model.{name}={value} and goes on with it, but the configuration "
+                        f"says {ours_now}; give the former, or train anew"
+                    )
         trained_with = made_by.get("settings", {})
         for name, value in self.detector.fixed_settings().items():
             if name in trained_with and trained_with[name] != value:
@@ -247,6 +255,10 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: a {ours} with other settings ({len(wrong)} weights differ, the first: {wrong[0]}); "
                 "give the configuration it was trained with (config.yaml in its log folder)"
             )
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        """What a training that goes on takes from its checkpoint, whatever the configuration says."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay, "betas": list(self.betas)}
 
     def _trained_for(self) -> float:
         return self.train_seconds + (0.0 if self._fit_started is None else time.perf_counter() - self._fit_started)

@@ -9,10 +9,11 @@ from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from anomaly3d.data.procedural.datamodule import ProceduralDataModule
-from anomaly3d.lit.cli import check_checkpoint, quieten
+from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
+from anomaly3d.lit.cli import quieten
 from anomaly3d.lit.pretraining import EncoderFile, PretrainingModule, Reconstructions
 
 
@@ -42,7 +43,12 @@ class PretrainingCLI(LightningCLI):
         parser.add_argument("--output", type=Path, default=Path("runs/pretrain"), help="folder of all results")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Everything that is written goes into the output folder; a log folder per attempt."""
+        """Everything that is written goes into the output folder; a log folder per attempt.
+
+        Loggers and callbacks of the configuration are there besides.
+        """
+        given = self.config_init["trainer"]
+        loggers = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
         output = Path(self.config["output"])
         last = ModelCheckpoint(
             output / "checkpoints",
@@ -51,8 +57,11 @@ class PretrainingCLI(LightningCLI):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
-        callbacks = [EncoderFile(output), Reconstructions(output), last]
-        return super().instantiate_trainer(callbacks=callbacks, logger=CSVLogger(output, "log"), **kwargs)
+        callbacks = [EncoderFile(output), Reconstructions(output), last, *(given["callbacks"] or [])]
+        loggers = [CSVLogger(output, "log"), *(logger for logger in loggers if isinstance(logger, Logger))]
+        trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+        write_whole_checkpoints(trainer)
+        return trainer
 
 
 def pretrain(args: list[str]) -> None:

@@ -28,7 +28,7 @@ _NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", 
 _IN_ROWS = (
     *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
     *("ops_backend", "versions", "git_commit", "config_sha256", "train_seconds", "test_seconds"),
-    *("peak_memory_mib", "peak_gpu_memory_mib", "device"),
+    *("peak_memory_mib", "peak_gpu_memory_mib", "device", "category_accuracy"),
 )
 _PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
 
@@ -92,17 +92,20 @@ def row_facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, `-dirty` when it has changes; None outside a checkout."""
+    """Commit of the source tree this package runs from, `-dirty` when it has changes; None outside a checkout.
+
+    A repository that this file is not part of, as around a virtual environment, is somebody else's.
+    """
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -12,7 +12,8 @@ import yaml
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError
-from anomaly3d.lit.cli import AnomalyCLI, check_checkpoint
+from anomaly3d.lit.checkpoints import check_checkpoint
+from anomaly3d.lit.cli import AnomalyCLI
 from anomaly3d.models.base import Detector
 
 

@@ -147,7 +147,7 @@ class Evaluator(nn.Module):
         return EvaluationResult(
             rows=rows,
             notes=self._notes({row.category: reasons for row, reasons in outcomes}),
-            category_accuracy=hit.double().mean().item() if len(hit) else None,
+            category_accuracy=hit.double().mean().item() if len(hit) and len(self.training_categories) > 1 else None,
             repeats=len(clouds) - len(keep),
             best_thresholds=best,
         )
