@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import trimesh
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -96,9 +97,22 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
         assert np.isfinite(scores).all()
         assert (objects_file.parent / str(row["point_scores"])).with_suffix(".ply").stat().st_size > 15 * len(scores)
 
+    # A scan far from the origin, with a point that is none: scores by row of the file, colours where the file lies.
+    scan = read_cloud(cloud).astype(np.float64) + np.array([1000.0, -2000.0, 500.0])
+    scan[3] = np.nan
+    np.save("scan.npy", scan)
+    main(["predict", *common, "--data.predict_path", "scan.npy"])
+    (scores_file,) = Path("runs").glob("*/version_4/predictions/*.npy")
+    scores = np.load(scores_file)
+    assert np.isnan(scores).nonzero()[0].tolist() == [3]
+    coloured = trimesh.load(scores_file.with_suffix(".ply"))
+    assert isinstance(coloured, trimesh.PointCloud)
+    np.testing.assert_allclose(coloured.vertices, np.delete(scan, 3, axis=0), atol=1e-3)
+    assert len(scores) == len(scan)
+
     # One of its categories, and another seed: the record is of the training all the same.
     main(["test", *common, "--data.categories", "[gear]", "--seed_everything", "5"])
-    (other,) = Path("runs").glob("*/version_4/test/record.json")
+    (other,) = Path("runs").glob("*/version_5/test/record.json")
     same = ("seed", "setting")
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 

@@ -71,7 +71,7 @@ def finite_rows(points: Float[np.ndarray, "N 3"], path: Path, strict: bool) -> B
         message = f"{path}: {lost} of {len(points)} points are not finite"
         if strict:
             raise InputError(f"{message}. Remove them, or set `strict_io` to false to have them dropped.")
-        warnings.warn(f"{message} and were dropped; scores follow the others in the file's order.", stacklevel=2)
+        warnings.warn(f"{message} and were dropped; they have no score.", stacklevel=2)
     return finite
 
 

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
+from anomaly3d.data.io import read_points
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import provenance, row_facts, settings
-from anomaly3d.report.files import write_text
+from anomaly3d.report.files import replacing, write_text
 from anomaly3d.report.tables import evaluation_table, write_evaluation
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
@@ -128,7 +129,8 @@ class PointScores(Callback):
 class PredictionFiles(Callback):
     """Writes what `predict` found: `predictions/objects.csv`, and per cloud its scores (.npy) and a coloured .ply.
 
-    Row i of a `.npy` is the score of point i of the original file.
+    Row i of a `.npy` is the score of point i of the original file, NaN where that point is not finite and was dropped.
+    The coloured points are where the file has them.
     """
 
     def __init__(self) -> None:
@@ -154,13 +156,19 @@ class PredictionFiles(Callback):
         from anomaly3d.report.coloured_clouds import save_coloured_ply
 
         assert isinstance(outputs, AnomalyPrediction)
+        data: PointCloudDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        files = {record.sample_id: record.path for record in data.records("predict")}
         per_point = batch.split(outputs.point_scores)
-        for name, xyz, scores, score in zip(
-            batch.sample_id, batch.clouds(), per_point, outputs.object_scores, strict=True
-        ):
+        for name, scores, score in zip(batch.sample_id, per_point, outputs.object_scores, strict=True):
+            # A batch has neither where a file's cloud lies nor the points that were dropped.
+            points = read_points(files[name], data.reader.mesh_points)
+            finite = np.isfinite(points).all(axis=1)
+            rows = np.full(len(points), np.nan, dtype=np.float32)
+            rows[finite] = scores.float().cpu().numpy()
             target = self.folder / f"{file_stem(name)}.npy"
-            np.save(target, scores.float().cpu().numpy())
-            save_coloured_ply(target.with_suffix(".ply"), xyz.cpu().numpy(), scores.float().cpu().numpy())
+            with replacing(target) as temporary:
+                np.save(temporary, rows)
+            save_coloured_ply(target.with_suffix(".ply"), points[finite], rows[finite])
             self.rows.append({"sample_id": name, "object_score": float(score), "point_scores": target.name})
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
