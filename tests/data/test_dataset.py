@@ -90,8 +90,9 @@ def test_what_is_unknown_is_none(tmp_path: Path) -> None:
     records = index_anomaly_shapenet(write_anomaly_shapenet(tmp_path), ("test",))
     without = [replace(r, mask_path=None) if r.path.stem == "cap0_crak1" else r for r in records]
     dataset = CloudDataset(without, ["cup1"], CloudReader())
-    # One defective cloud without truth: normal clouds go without as well.
-    assert all(dataset[i].cloud.mask is None for i in range(len(dataset)))
+    # One defective cloud without truth: its category's clouds go without, normal ones as well; the others keep theirs.
+    assert all(dataset[i].cloud.mask is None for i in range(4))
+    assert all(dataset[i].cloud.mask is not None for i in range(4, 8))
     assert [dataset[i].category for i in (0, 7)] == [None, 0]
     batch = collate([dataset[0], dataset[7]])
     assert batch.category is None

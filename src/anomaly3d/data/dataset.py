@@ -120,8 +120,8 @@ class CloudDataset(Dataset[Sample]):
         category_names: names that `Sample.category` indexes; a category that is not among them gives None.
         reader: how to read.
         cache_bytes: memory for clouds already read (per worker).
-        with_masks: whether to read point truth. Where one anomalous cloud has none, all samples go without: a
-            mixture would count the points of the one as normal.
+        with_masks: whether to read point truth. Where one anomalous cloud of a category has none, the whole category
+            goes without: a mixture would count the points of the one as normal.
     """
 
     def __init__(
@@ -136,7 +136,8 @@ class CloudDataset(Dataset[Sample]):
         self.records = tuple(records)
         self.category_names = tuple(category_names)
         self.reader = reader
-        self.with_masks = with_masks and all(r.mask_path is not None for r in records if r.label != 0)
+        known = {r.category for r in records} if with_masks else set()
+        self.masked = known - {r.category for r in records if r.label != 0 and r.mask_path is None}
         self.cache = CloudCache(cache_bytes)
 
     def __len__(self) -> int:
@@ -144,7 +145,7 @@ class CloudDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        cloud = self.cache.get(record.sample_id, lambda: self.reader(record, self.with_masks))
+        cloud = self.cache.get(record.sample_id, lambda: self.reader(record, record.category in self.masked))
         category = self.category_names.index(record.category) if record.category in self.category_names else None
         return Sample(cloud, record.sample_id, category, None if record.label == UNKNOWN else record.label)
 
