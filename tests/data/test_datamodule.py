@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -10,7 +11,7 @@ from cloud_sets import sphere, write_anomaly_shapenet, write_real3d_ad
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet
+from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet, index_anomaly_shapenet
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.folder import CloudFolder
 from anomaly3d.data.io import write_pcd
@@ -63,6 +64,15 @@ def trainer(**kwargs) -> Trainer:
 
 
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_nothing_is_held_out_for_a_validation_that_there_is_not(tmp_path: Path) -> None:
+    one = index_anomaly_shapenet(write_anomaly_shapenet(tmp_path), ("train",))[0]
+    records = [replace(one, name=str(i)) for i in range(12)]
+    for wanted, left in ((1, 10), (0, 12)):
+        data = AnomalyShapeNet(tmp_path, val_normal=wanted, val_defective=wanted)
+        data.index = lambda split: records
+        assert len(data.records("train")) == left
+
+
 def test_lightning_runs_all_four_verbs(tmp_path: Path) -> None:
     module = AnomalyShapeNet(write_anomaly_shapenet(tmp_path), batch_size=3, eval_batch_size=2, val_points=600)
     probe = Probe()

@@ -38,11 +38,14 @@ from anomaly3d.models.template_distance import TemplateDistance
         (MC3DAD, "num_groups", 0),
         (MC3DAD, "mask_ratio", 1.0),
         (MC3DAD, "row_window", 10),
+        (MC3DAD, "row_window", 0),
+        (MC3DAD, "test_masks", "'rough'"),
     ],
 )
 def test_impossible_settings_are_named(detector: type[Detector], setting: str, value: Any) -> None:
+    given = value.strip("'") if isinstance(value, str) else value
     with pytest.raises(InputError, match=f"{setting}={value}"):
-        detector(**{"backbone_size": "tiny", "backbone_weights": "random", setting: value})
+        detector(**{"backbone_size": "tiny", "backbone_weights": "random", setting: given})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ def test_impossible_settings_are_named(detector: type[Detector], setting: str, v
         (PatchCore, "coreset_size", -5),
         (PatchCorePointMAE, "coreset_size", 0),
         (PatchCorePointMAE, "hypotheses", 0),
+        (PatchCorePointMAE, "voxel_size", -1.0),
         (Reg3DAD, "protocol", "loose"),
         (Simple3D, "neighbours", ()),
         (Simple3D, "protocol", "loose"),

@@ -143,7 +143,8 @@ class PointCloudDataModule(LightningDataModule):
         if split not in self._records:
             if split in ("train", "val"):
                 found = self._split_records("train")
-                self._records["train"], self._records["val"] = hold_out(found, self.val_fraction, self.val_seed)
+                fraction = self.val_fraction if self.val_normal + self.val_defective else 0.0
+                self._records["train"], self._records["val"] = hold_out(found, fraction, self.val_seed)
             elif split == "test":
                 self._records["test"] = self._test_records()
             else:

@@ -82,6 +82,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         super().__init__(hypotheses, protocol, memory_gb)
         check_range(1, float("inf"), num_groups=num_groups, group_size=group_size, coreset_size=coreset_size)
         check_range(1e-6, 1, coreset_share=coreset_share)
+        check_range(1e-6, float("inf"), voxel_size=voxel_size)
         strict = protocol == "strict"
         self.scoring = TokenScoring.preset(
             protocol,
@@ -114,7 +115,10 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Tensor:
         """The points where they are registered first, else the tokens."""
-        return cloud if self.register_clouds else self.tokens(cloud, name)[1]
+        if not self.register_clouds:
+            return self.tokens(cloud, name)[1]
+        self.patches.frame(PointCloudBatch.pack([cloud], [name]))  # refuses too small a cloud while its name is known
+        return cloud
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's tokens."""

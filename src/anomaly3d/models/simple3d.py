@@ -16,12 +16,11 @@ from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.memory import CategoryBanks, pack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.point_features import centre_and_radius
+from anomaly3d.models.components.point_features import centre_and_radius, key_points
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.ops.knn import knn
-from anomaly3d.ops.voxel import voxel_filter
 
 
 class Simple3D(BankDetector):
@@ -99,7 +98,7 @@ class Simple3D(BankDetector):
 
     def _describe(self, cloud: Tensor) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "K D"]]:
         radius = centre_and_radius(cloud)[1] if self.in_radii else 1.0
-        keypoints = voxel_filter(cloud, self.voxel_size * radius)
+        keypoints = key_points(cloud, self.voxel_size * radius)
         scales = [fpfh(keypoints, None, k, orient=self.protocol == "strict") for k in self.neighbours]
         near = knn(keypoints[None], keypoints[None], min(self.aggregated, len(keypoints)))[1][0]
         return keypoints, torch.cat(scales, dim=1)[near].mean(1)

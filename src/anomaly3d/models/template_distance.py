@@ -61,5 +61,7 @@ class TemplateDistance(RegisteredBankDetector):
         category, registration, logits = placing.place(cloud)
         placed = registration.apply(cloud)
         distance, _ = placing.templates[category].tree.query(placed.cpu().numpy(), workers=-1)
-        points = self.scoring.points(torch.from_numpy(distance).to(cloud), placed, placed)
+        # Smoothed where the tree is: brute force over millions of points is slower, on any GPU.
+        here = placed.cpu()
+        points = self.scoring.points(torch.from_numpy(distance).to(here), here, here).to(cloud)
         return Scored(points, self.scoring.object(points), logits)

@@ -181,6 +181,13 @@ def test_too_large_a_memory_is_one_line():
         detector.observe(training().without_truth())
 
 
+def test_lengths_in_another_unit_than_the_papers_are_told():
+    cloud = bracket(900, 31) / 1000
+    for detector in (BTF(protocol="paper", feature="raw"), Simple3D(protocol="paper")):
+        with pytest.raises(InputError, match=r"voxel_size: an edge of 0.5 leaves 1 of a cloud's 900 points"):
+            detector.describe(cloud, "a")
+
+
 def test_m3dm_under_paper_is_as_published():
     published = M3DM(protocol="paper", backbone_size="base", backbone_weights="random")
     assert (published.patches.num_groups, published.patches.group_size) == (16384, 128)

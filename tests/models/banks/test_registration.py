@@ -118,6 +118,27 @@ def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
     assert searched == [1, 2, 0]
 
 
+def test_a_small_thing_among_large_ones_is_turned_to_its_own_template():
+    """The points of a large template are far apart for a small cloud: they must not pass for a fit."""
+    pytest.importorskip("open3d", exc_type=ImportError)
+    placing = CategoryTemplates([Template(plate(2000, 1) * 12), Template(bracket(2000, 0))])
+    cloud = turned(bracket(1500, 3), 4)[0]
+    placed = placing.place(cloud)
+    assert placed.category == 1
+    assert placing.templates[1].accepts(placed.registration, cloud)
+
+
+def test_a_large_cloud_is_not_searched_for_on_small_templates(monkeypatch):
+    pytest.importorskip("open3d", exc_type=ImportError)
+    placing = CategoryTemplates([Template(plate(2000, 1) / 12), Template(bracket(2000, 0))])
+    searched = []
+    for i, template in enumerate(placing.templates):
+        monkeypatch.setattr(template, "search", lambda xyz, start, i=i: searched.append(i) or start)
+        monkeypatch.setattr(template, "accepts", lambda found, xyz: False)
+    placing.place(turned(bracket(1500, 3), 4)[0])
+    assert searched == [1]
+
+
 def test_without_open3d_one_line_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)

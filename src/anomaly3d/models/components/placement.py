@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ class Placement(nn.Module):
         """
         category = _required(category)
         template = self.templates.placing().templates[category]
-        (pose,) = self._poses(cloud, lambda: (self._pose(cloud, template),), category)
+        (pose,) = self._poses(cloud, lambda: (self._pose(cloud, name, template),), category)
         placed = apply_pose(pose, cloud)
         thin = self._thin(placed, template)
         return PlacedClouds(_pack([placed], [name]), _pack([thin], [name]), [_frame(template, cloud)], None)
@@ -133,8 +134,13 @@ class Placement(nn.Module):
         names = batch.sample_id
         return PlacedClouds(_pack(clouds, names), _pack(seen, names), frames, torch.stack(logits))
 
-    def _pose(self, cloud: Tensor, template: Template) -> Tensor:
-        return torch.from_numpy(template.register(cloud[order_of(cloud, self.protocol)]).pose)
+    def _pose(self, cloud: Tensor, name: str, template: Template) -> Tensor:
+        found = template.register(cloud[order_of(cloud, self.protocol)])
+        if not template.accepts(found, cloud):
+            warnings.warn(
+                f"{name}: does not fit the template of its category well; is it another part, or cut off?", stacklevel=2
+            )
+        return torch.from_numpy(found.pose)
 
     def _thin(self, cloud: Float[Tensor, "N 3"], template: Template) -> Float[Tensor, "n 3"]:
         if self.resolution is None:

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import check_choice, check_range
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.ops.voxel import voxel_filter
 
 PointFeature = Literal["raw", "fpfh", "fpfh_raw"]
+
+_FEW = 50  # key points; fewer tell nothing of a surface
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class PointFeatures:
 
     def keypoints(self, xyz: Float[Tensor, "N 3"], radius: float) -> Float[Tensor, "K 3"]:
         """Centroids of the occupied voxels, in the unit of `xyz`."""
-        return voxel_filter(xyz, self.voxel * self._unit(radius))
+        return key_points(xyz, self.voxel * self._unit(radius))
 
     def __call__(
         self, keypoints: Float[Tensor, "K 3"], centre: Float[Tensor, " 3"], radius: float
@@ -96,6 +98,21 @@ class PointFeatures:
 
     def _unit(self, radius: float) -> float:
         return radius if self.in_radii else 1.0
+
+
+def key_points(xyz: Float[Tensor, "N 3"], voxel: float) -> Float[Tensor, "K 3"]:
+    """Centroids of the occupied voxels.
+
+    Raises:
+        InputError: next to nothing is left, as where `paper` meets files in another unit than its own.
+    """
+    points = voxel_filter(xyz, voxel)
+    if len(points) < min(_FEW, len(xyz) / 10):
+        raise InputError(
+            f"voxel_size: an edge of {voxel:.3g} leaves {len(points)} of a cloud's {len(xyz)} points; protocol paper "
+            "takes it in the unit of the file, for parts in mm: give a smaller voxel_size, or protocol strict"
+        )
+    return points
 
 
 def centre_and_radius(xyz: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, " 3"], float]:

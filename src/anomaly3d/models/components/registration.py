@@ -114,10 +114,12 @@ class Template:
         """Whether the residual is no more than sampling and `accept` explain.
 
         On a surface of random points whose nearest neighbours are s apart on average, the root mean square distance to
-        the nearest one is 2 s / sqrt(pi), perfectly registered; half as much again in the square is accepted.
+        the nearest one is 2 s / sqrt(pi), perfectly registered; half as much again in the square is accepted, but never
+        more than half of what a residual can be: to a small cloud, the points of a large template are far apart.
         """
-        sampling = 6 / np.pi * self._spacing**2
-        return found.residual**2 < sampling + (self.settings.accept * _radius(xyz)) ** 2
+        radius = _radius(xyz)
+        sampling = min(6 / np.pi * self._spacing**2, (0.05 * radius) ** 2)
+        return found.residual**2 < sampling + (self.settings.accept * radius) ** 2
 
     @cached_property
     def _spacing(self) -> float:

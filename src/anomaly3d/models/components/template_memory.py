@@ -61,7 +61,7 @@ class TemplateMemory(nn.Module):
                 "The detector has seen no training clouds; run `anomaly3d fit`, and give its checkpoint: it registers "
                 "to templates that come with it"
             )
-        if self._placing is None:
+        if self._placing is None or self._placing.templates[0].xyz.device != self.points.device:
             parts = unpack(self.points, self.offsets)
             self._placing = CategoryTemplates([Template(part, self.settings) for part in parts])
         return self._placing

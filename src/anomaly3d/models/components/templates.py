@@ -11,6 +11,8 @@ from torch import Tensor
 
 from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
 
+_LARGER = 1.5  # radii of a template; a cloud that is larger than that is none of its scans
+
 
 class Placed(NamedTuple):
     """A cloud on the template of the category that fits it best."""
@@ -33,13 +35,14 @@ class CategoryTemplates:
     def place(self, xyz: Float[Tensor, "N 3"]) -> Placed:
         """The best category and pose.
 
-        Other poses than the file's are tried only where none of the categories fits, likelier categories first, until
-        one does.
+        Other poses than the file's are tried only where the likeliest category does not fit as the cloud stands,
+        likelier categories first, until one does; templates of much smaller things are left out, unless all are.
         """
         radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
         found = [template.as_it_stands(xyz) for template in self.templates]
-        if not any(t.accepts(r, xyz) for r, t in zip(found, self.templates, strict=True)):
-            for i in sorted(range(len(found)), key=lambda i: found[i].residual):
+        likely = sorted(range(len(found)), key=lambda i: found[i].residual)
+        if not self.templates[likely[0]].accepts(found[likely[0]], xyz):
+            for i in [i for i in likely if radius <= _LARGER * self.templates[i].radius] or likely:
                 found[i] = self.templates[i].search(xyz, found[i])
                 if self.templates[i].accepts(found[i], xyz):
                     break

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import check_range
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
@@ -151,10 +151,15 @@ class MC3DAD(PlacingDetector):
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1 / num_groups, mask_ratio=mask_ratio)
         strict = protocol == "strict"
+        if complete and not strict:
+            raise InputError("complete: under protocol paper clouds are scored as they come; drop it, or take strict")
+        if test_masks is not None:
+            check_choice(get_args(TestMasks), test_masks=test_masks)
         smooth = smooth or ("spatial" if strict else "none")
         self.scoring = TokenScoring.preset(
             protocol, normalise or "none", smooth, propagate, smooth_kernel, smooth_sigma
         )
+        check_range(1, inf, row_window=row_window)
         self.row_window = row_window or (1 if strict else 511)
         average_along_rows(torch.zeros(1), self.row_window)  # refuses an even one
         self.protocol = protocol
@@ -185,8 +190,9 @@ class MC3DAD(PlacingDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
+        patches = {"group_size": self.patches.group_size, "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
-        return super().fixed_settings() | tokens
+        return super().fixed_settings() | patches | tokens
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction`, the mean square difference of tokens; zero while templates are looked for.

@@ -226,8 +226,9 @@ class SeDiR(PlacingDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """What the tokens are that the weights have learned from."""
+        patches = {"neighbourhoods": list(self.neighbourhoods), "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
-        return super().fixed_settings() | tokens
+        return super().fixed_settings() | patches | tokens
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction` + `c3l`, and the terms of `c3l`; `batch.category` is required.
