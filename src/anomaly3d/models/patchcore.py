@@ -84,7 +84,7 @@ class PatchCore(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
         groups = by_category(seen, self.categories)
-        self.keep_templates([clouds[0] for clouds in groups])
+        self.templates.keep([clouds[0] for clouds in groups])
         banks = []
         for template, clouds in zip(self.placing().templates, groups, strict=True):
             features = self.collect(self._describe(c, template)[1] for c in aligned(clouds, self.settings))

@@ -124,7 +124,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """A coreset of each category's tokens."""
         groups = by_category(seen, self.categories)
         if self.register_clouds:
-            self.keep_templates([clouds[0] for clouds in groups])
+            self.templates.keep([clouds[0] for clouds in groups])
             groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
         self.bank, self.offsets = pack([self._coreset(self.collect(tokens)) for tokens in groups])
 

@@ -43,7 +43,7 @@ class Reg3DAD(PatchCorePointMAE):
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
         groups = by_category(seen, self.categories)
-        self.keep_templates([clouds[0] for clouds in groups])
+        self.templates.keep([clouds[0] for clouds in groups])
         coordinates, tokens, ranges = [], [], []
         for clouds in groups:
             placed = aligned(clouds, self.settings)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import inf
 
-from jaxtyping import Float
 from torch import Tensor
 
 from anomaly3d.errors import check_range
@@ -30,10 +29,6 @@ class RegisteredBankDetector(BankDetector):
         check_range(1, inf, hypotheses=hypotheses)
         self.templates = TemplateMemory(hypotheses)
         self.settings = self.templates.settings
-
-    def keep_templates(self, templates: Sequence[Float[Tensor, "n 3"]]) -> None:
-        """The template of each category."""
-        self.templates.keep(templates)
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """As in `BankDetector`, and for the templates."""

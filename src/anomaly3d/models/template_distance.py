@@ -53,7 +53,7 @@ class TemplateDistance(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
         groups = by_category(seen, self.categories)
-        self.keep_templates([torch.cat(aligned(clouds, self.settings)) for clouds in groups])
+        self.templates.keep([torch.cat(aligned(clouds, self.settings)) for clouds in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""

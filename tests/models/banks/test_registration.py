@@ -60,9 +60,7 @@ def test_any_pose_is_recovered_and_the_same_twice(seed):
     again = Template(bracket(4000, 0)).register(cloud)
     np.testing.assert_array_equal(found.pose, again.pose)
     # Fitness and residuals by hand, at the voxels that ICP saw.
-    assert found.fitness == pytest.approx(1, abs=0.01)
-    assert 0 < found.inlier_rmse < 0.15
-    assert found.residual == pytest.approx(found.inlier_rmse, rel=0.2)
+    assert 0 < found.residual < 0.15
     moved = found.apply(cloud)
     assert torch.cdist(moved, bracket(4000, 0)).amin(1).median() < 0.15
 
@@ -101,7 +99,7 @@ def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
     cloud, searched = bracket(1500, 3), []
     residuals, fitting = (0.5, 0.3, 0.4), [1]
     for i, template in enumerate(placing.templates):
-        monkeypatch.setattr(template, "as_it_stands", lambda xyz, r=residuals[i]: Registration(np.eye(4), 1.0, 0.0, r))
+        monkeypatch.setattr(template, "as_it_stands", lambda xyz, r=residuals[i]: Registration(np.eye(4), r))
         monkeypatch.setattr(
             template,
             "search",
@@ -152,5 +150,5 @@ def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not():
         template = Template(bracket(points, 0))
         cloud = bracket(3000, 1)
         distance = torch.cdist(cloud, template.xyz).amin(1)
-        assert template.accepts(Registration(np.eye(4), 1.0, 0.0, distance.square().mean().sqrt().item()), cloud)
-        assert not template.accepts(Registration(np.eye(4), 1.0, 0.0, 0.5), cloud)
+        assert template.accepts(Registration(np.eye(4), distance.square().mean().sqrt().item()), cloud)
+        assert not template.accepts(Registration(np.eye(4), 0.5), cloud)

@@ -51,14 +51,11 @@ class RegistrationSettings:
 class Registration(NamedTuple):
     """Where a cloud lies on a template.
 
-    `fitness` is the share of the cloud's points that have a template point within a tenth of the cloud's radius, and
-    `inlier_rmse` their root mean square distance. `residual` weighs both: the root mean square distance where no point
-    counts as farther away than that.
+    `residual` is the root mean square distance of the cloud's points to the template, none counted as farther away than a
+    tenth of the cloud's radius.
     """
 
     pose: Pose  # maps the cloud onto the template
-    fitness: float
-    inlier_rmse: float
     residual: float
 
     def apply(self, xyz: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
@@ -184,10 +181,8 @@ class Template:
 
     def _judge(self, source: Any, pose: Pose, reach: float) -> Registration:
         distance = self.tree.query(moved(np.asarray(source.points), pose[None])[0], distance_upper_bound=reach)[0]
-        inlier = np.isfinite(distance)
-        rmse = float(np.sqrt(np.square(distance[inlier]).mean())) if inlier.any() else reach
         residual = float(np.sqrt(np.square(np.minimum(distance, reach)).mean()))
-        return Registration(pose, float(inlier.mean()), rmse, residual)
+        return Registration(pose, residual)
 
     @cached_property
     def _coarse(self) -> tuple[Tensor, Tensor]:
