@@ -59,7 +59,6 @@ def test_any_pose_is_recovered_and_the_same_twice(seed):
     np.testing.assert_allclose(found.pose[:3, 3], -rotation.T @ shift, atol=0.3)
     again = Template(bracket(4000, 0)).register(cloud)
     np.testing.assert_array_equal(found.pose, again.pose)
-    # Fitness and residuals by hand, at the voxels that ICP saw.
     assert 0 < found.residual < 0.15
     moved = found.apply(cloud)
     assert torch.cdist(moved, bracket(4000, 0)).amin(1).median() < 0.15

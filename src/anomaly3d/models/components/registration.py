@@ -51,8 +51,8 @@ class RegistrationSettings:
 class Registration(NamedTuple):
     """Where a cloud lies on a template.
 
-    `residual` is the root mean square distance of the cloud's points to the template, none counted as farther away than a
-    tenth of the cloud's radius.
+    `residual` is the root mean square distance of the cloud's points to the template, where no point counts as farther
+    away than a tenth of the cloud's radius.
     """
 
     pose: Pose  # maps the cloud onto the template
