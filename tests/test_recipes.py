@@ -47,6 +47,7 @@ def test_recipe_parses_and_its_size_is_the_part_s(recipe: Path) -> None:
     if "_real3d_ad_" in recipe.stem and method != "mc3d-ad":  # scans from one side, in any pose
         assert found.pop("register") is found.pop("complete") is True
         assert found.pop("resolution") == 0.0125
+        assert found.pop("relative", False) == (method == "sedir")
     assert found == settings
     assert whole == part
 
