@@ -9,35 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError
 from anomaly3d.models.base import Detector
-from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.components.placement import PlacedClouds, Placement
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.types import PointCloudBatch
 
 
 class PlacingDetector(Detector):
-    """Base of detectors with a `placement`; with None clouds stay as they are.
-
-    Where clouds are placed, a patch's place means the same in all of them, and detectors may tell `expected` the errors
-    of training clouds there.
-    """
+    """Base of detectors with a `placement`; with None clouds stay as they are."""
 
     placement: Placement | None
-    expected: ExpectedErrors | None
-
-    def place_by(self, placement: Placement | None, relative: bool = False) -> None:
-        """Register clouds by `placement`, or leave them as they are; called once, by `__init__`.
-
-        Raises:
-            InputError: `relative` scores are asked for without a placement.
-        """
-        if relative and placement is None:
-            raise InputError("relative: errors are compared by place on a template; set register to true")
-        self.placement = placement
-        self.expected = None if placement is None else ExpectedErrors()
-        self.relative = relative
 
     @property
     def looks_for_templates(self) -> bool:
@@ -56,19 +37,15 @@ class PlacingDetector(Detector):
         return {"register": placement is not None, "resolution": placement.resolution if placement else None}
 
     def finish_pass(self) -> bool:
-        """Keep the templates after the first pass, and what each later one expects of errors. Learning goes on."""
+        """Keep the templates after the first pass. Learning goes on."""
         if self.placement is not None:
             self.placement.finish_pass(self.categories)
-        if self.expected is not None:
-            self.expected.finish_pass(len(self.categories))
         return False
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """For the templates, and for the errors that are expected on them."""
+        """For the templates."""
         if self.placement is not None:
             self.placement.make_room(part_of(state, "placement."))
-        if self.expected is not None:
-            self.expected.make_room(part_of(state, "expected."))
 
     def place_known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
         """A training cloud on its category's template."""

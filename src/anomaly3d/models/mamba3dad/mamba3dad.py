@@ -235,7 +235,7 @@ class Mamba3dAD(PlacingDetector):
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
         check_range(1e-6, 1, resolution=resolution)
-        self.place_by(make_placement(register, complete, self.protocol, resolution=resolution))
+        self.placement = make_placement(register, complete, self.protocol, resolution=resolution)
         if train_backbone and (views is not None or corruption == "tokens"):
             raise InputError(
                 "train_backbone: its tokens change at every step; set views to null, and corruption to others"

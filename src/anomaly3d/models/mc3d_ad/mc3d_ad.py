@@ -171,7 +171,7 @@ class MC3DAD(PlacingDetector):
         self.told_category = register and not strict
         self.in_template_frame = strict
 
-        self.place_by(make_placement(register, complete, protocol, hypotheses, resolution))
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution)
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any, NamedTuple
@@ -15,11 +15,13 @@ from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
+from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
+from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.models.sedir.buffer import Eviction
@@ -195,7 +197,12 @@ class SeDiR(PlacingDetector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
-        self.place_by(make_placement(register, complete, protocol, resolution=resolution), relative)
+        if relative and not register:
+            raise InputError("relative: errors are compared by place on a template; set register to true")
+        self.placement = make_placement(register, complete, protocol, resolution=resolution)
+        self.relative = relative
+        # Where clouds are placed: a patch's place means the same in all of them.
+        self.expected = None if self.placement is None else ExpectedErrors()
         self.frozen_views = FrozenCache[FrozenView](
             frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
         )
@@ -229,6 +236,19 @@ class SeDiR(PlacingDetector):
         patches = {"neighbourhoods": list(self.neighbourhoods), "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
         return super().fixed_settings() | patches | tokens
+
+    def finish_pass(self) -> bool:
+        """Keep the templates after the first pass, and after each later one the errors that it had."""
+        done = super().finish_pass()
+        if self.expected is not None:
+            self.expected.finish_pass(len(self.categories))
+        return done
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """For the templates, and for the errors on them."""
+        super().make_room(state)
+        if self.expected is not None:
+            self.expected.make_room(part_of(state, "expected."))
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction` + `c3l`, and the terms of `c3l`; `batch.category` is required.
