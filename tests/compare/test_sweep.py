@@ -152,6 +152,9 @@ def test_the_search_ranks_on_validation_without_a_test_folder(parts: Path, tmp_p
         ({"command": ["anomaly3d", "fit", "${args}"]}, "no --config=RECIPE"),
         ({"command": ["anomaly3d", "--config", "x.yaml"]}, "--config=VALUE"),
         ({"command": None}, "a sweep needs"),
+        ({"parameters": {"model.lr": 3}}, "'model.lr' has no `values`"),
+        ({"parameters": {"model.lr": {"values": 3}}}, "'model.lr' has no `values`"),
+        ({"metric": {"name": "val/o_auroc", "goal": "minimize"}}, "goal 'minimize'"),
     ],
 )
 def test_sweeps_that_cannot_be_searched_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -164,6 +167,12 @@ def test_sweeps_that_cannot_be_searched_are_refused(tmp_path: Path, changes: dic
         read_sweep(file)
     assert message in str(error.value)
     assert str(file) in str(error.value)
+
+
+def test_a_sweep_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("method: [grid\n")
+    with pytest.raises(InputError, match=r"sweep\.yaml: not YAML"):
+        read_sweep(tmp_path / "sweep.yaml")
 
 
 def test_a_missing_sweep_is_named(tmp_path: Path) -> None:

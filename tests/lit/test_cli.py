@@ -22,7 +22,7 @@ from anomaly3d.data.io import read_cloud
 from anomaly3d.data.pcd import read_pcd, write_pcd
 from anomaly3d.lit.checkpoints import WholeCheckpoints
 from anomaly3d.lit.cli import AnomalyCLI
-from anomaly3d.models.backbones.weights import weights_hash
+from anomaly3d.models.backbones.weights import SHIPPED, weights_hash
 
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"]
 
@@ -115,6 +115,24 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     (other,) = Path("runs").glob("*/version_5/test/record.json")
     same = ("seed", "setting")
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
+def test_nothing_is_scored_without_a_checkpoint_of_a_training(
+    parts: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    wrong = (
+        ([], "give the checkpoint, --ckpt_path FILE"),
+        (["--ckpt_path=last"], "no such checkpoint"),
+        ([f"--ckpt_path={SHIPPED['small']}"], "no checkpoint of a training"),
+    )
+    for more, message in wrong:
+        with pytest.raises(SystemExit):
+            main([verb, "--config", str(conf), "--data.root", str(parts), *more])
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from anomaly3d.__main__ import main
 from anomaly3d.data.procedural.datamodule import ProceduralDataModule
 from anomaly3d.errors import InputError
+from anomaly3d.lit.pretrain_cli import PretrainingCLI
 from anomaly3d.lit.pretraining import PretrainingModule
 from anomaly3d.models.backbones.weights import frozen_point_mae
 
@@ -51,6 +52,18 @@ def test_leaves_weights_curve_and_pictures(finished: Path) -> None:
     curve = pd.read_csv(finished / "log" / "version_0" / "metrics.csv")
     assert curve.notna().sum()[["train/chamfer", "val/chamfer"]].tolist() == [6, 3]
     assert (finished / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loggers_and_callbacks_of_the_configuration_are_there_besides(tmp_path: Path) -> None:
+    asked = ["--trainer.logger+=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'mine'}"]
+    asked += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/chamfer"]
+    for more, loggers in ((asked, 2), ([], 1)):
+        trainer = PretrainingCLI([*arguments(tmp_path / "out", *more)[1:]]).trainer
+        assert len(trainer.loggers) == loggers
+        assert str(trainer.loggers[0].save_dir) == str(tmp_path / "out")
+        names = [type(callback).__name__ for callback in trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
+        assert {"EncoderFile", "Reconstructions", "ModelCheckpoint"} <= set(names)
+        assert ("EarlyStopping" in names) == bool(more)
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from anomaly3d.compare.collect import collect, ranked
 from anomaly3d.compare.devices import gpus
 from anomaly3d.compare.execute import execute_all
@@ -21,6 +19,7 @@ from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.costs import cost_tables
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Reported, read_published
+from anomaly3d.report.tables import table_console
 
 
 def compare(
@@ -78,7 +77,7 @@ def compare(
             name,
         )
     ]
-    console = Console()
+    console = table_console()
     with only_one(output) as lock:
         waiting = [run for run in runs if not finished(run)]
         console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")

@@ -57,7 +57,7 @@ def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0)
     else:
         raise InputError(f"{path}: clouds are read from {', '.join(CLOUD_SUFFIXES)}; convert the file to one of them.")
     if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
-        raise InputError(f"{path}: an array of shape {points.shape}; x, y and z columns are needed.")
+        raise InputError(f"{path}: an array of shape {points.shape}; export it with columns x, y and z.")
     return points[:, :3].astype(np.float64)
 
 

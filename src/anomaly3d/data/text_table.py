@@ -23,8 +23,8 @@ def refuse_empty(path: Path) -> None:
         start = file.read(40)
     if not start:
         raise InputError(
-            f"{path}: empty file (0 bytes). Unpack the archive again: 7-zip turns some RAR archives, among them "
-            f"Anomaly-ShapeNet's, into empty files; use unrar or WinRAR."
+            f"{path}: empty file (0 bytes). Export or copy it again; from an archive: 7-zip turns some RAR archives, "
+            f"among them Anomaly-ShapeNet's, into empty files, unrar and WinRAR do not."
         )
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: a Git LFS pointer, not the data. Run `git lfs pull` in its repository.")
@@ -42,7 +42,10 @@ def read_table(path: Path) -> Float64[np.ndarray, "R C"]:
     delimiters = [_delimiter(line) for line in lines]
     skip = next((number for number, delimiter in enumerate(delimiters) if delimiter is not None), None)
     if skip is None:
-        raise InputError(f"{path}: no row of numbers in its first {len(lines)} lines: {''.join(lines[:1])[:60]!r}.")
+        raise InputError(
+            f"{path}: no row of numbers in its first {len(lines)} lines: {''.join(lines[:1])[:60]!r}. "
+            "Write numbers with a decimal point, and a comma, semicolon, tab or space between them."
+        )
     delimiter = delimiters[skip]
     try:
         return np.loadtxt(

@@ -6,7 +6,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch.utils.data import ConcatDataset
 
 from anomaly3d.data.dataset import CloudDataset
@@ -17,6 +16,7 @@ from anomaly3d.ice.probes import entanglement
 from anomaly3d.ice.report import Analysis, ice_table, write_report
 from anomaly3d.lit.trained import Trained, load_trained
 from anomaly3d.models.sedir import SeDiR
+from anomaly3d.report.tables import table_console
 
 _SETTINGS = ("global_token", "contrastive_weight", "cosine_weight", "class_weight")
 
@@ -63,7 +63,7 @@ def ice(
         if model.detector.categories != trained[first].detector.categories:
             raise InputError(f"{runs[name]}: trained on other categories than {runs[first]}; compare them one by one")
     analyses = {name: _analyse(name, model, views, seed) for name, model in trained.items()}
-    Console().print(ice_table(analyses).console())
+    table_console().print(ice_table(analyses).console())
     print("written:", *write_report(analyses, output, seed), sep="\n  ")
 
 

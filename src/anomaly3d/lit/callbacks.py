@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
@@ -22,7 +21,7 @@ from anomaly3d.data.io import read_points
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import provenance, row_facts, settings
 from anomaly3d.report.files import replacing, write_text
-from anomaly3d.report.tables import evaluation_table, write_evaluation
+from anomaly3d.report.tables import evaluation_table, table_console, write_evaluation
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 _SHOWN = ("method", "split", "setting", "protocol", "seed", "backbone_sha256", "git_commit")
@@ -53,7 +52,7 @@ class ResultTable(Callback):
         config = settings(Path(log_dir or "") / "config.yaml")
         record = {"split": split, **provenance(module.detector), **run_facts(trainer, module), **config}
         shown = {name: record[name] for name in _SHOWN}
-        Console().print(evaluation_table(module.result, shown).console())
+        table_console().print(evaluation_table(module.result, shown).console())
         if log_dir is None:
             return
         folder = Path(log_dir) / split

@@ -35,10 +35,15 @@ def write_whole_checkpoints(trainer: Trainer) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise InputError unless `path` is a checkpoint that loads with weights only."""
+    """Raise InputError unless `path` is a checkpoint of a training that loads with weights only."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way that unpickling can
         raise InputError(f"{path}: not a readable checkpoint ({reason(error)})") from error
+    if "state_dict" not in found:  # as a file of weights alone
+        raise InputError(
+            f"{path}: no checkpoint of a training; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt, and "
+            "weights of a backbone go to --model.detector.init_args.backbone_weights"
+        )

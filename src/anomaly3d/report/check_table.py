@@ -37,11 +37,11 @@ def check_table(files: Sequence[Path], output: Path | None = None) -> None:
 
     Raises InputError if a file is missing or isn't a table of results.
     """
-    from rich.console import Console
+    from anomaly3d.report.tables import table_console
 
     scores = read_results(files)
     tables = [means_table(scores), attainable_table(scores), precision_table(scores)]
-    console = Console()
+    console = table_console()
     for table in tables:
         console.print(table.console())
     if output is not None:

@@ -18,9 +18,18 @@ from anomaly3d.report.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 HEADINGS = {"o_auroc": "O-AUROC", "o_aupr": "O-AUPR", "p_auroc": "P-AUROC", "p_aupr": "P-AUPR", "aupro": "AUPRO"}
+
+
+def table_console() -> Console:
+    """Standard output; wide enough for the digits of a table where it is no terminal but a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 160))
 
 
 @dataclass(frozen=True)
