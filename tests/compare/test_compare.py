@@ -19,7 +19,7 @@ import pytest
 from anomaly3d.__main__ import main
 from anomaly3d.compare.collect import provenance_lines
 from anomaly3d.compare.compare import compare, grid
-from anomaly3d.compare.grid import Method, Run, expand
+from anomaly3d.compare.grid import Method, Run, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.weights import SHIPPED
@@ -30,7 +30,9 @@ METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr"]
 
 def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None:
     methods = {"A": Method(CONF / "sedir.yaml", {"model.lr": 0.5}), "B": Method(CONF / "mamba3dad.yaml")}
-    runs = list(expand(methods, ["unified", "per-category"], [0, 1], ["x", "y"], {"data.root": "r"}, tmp_path))
+    runs = list(
+        expand(methods, ["unified", "per-category"], [0, 1], {"x": "1", "y": "2"}, {"data.root": "r"}, tmp_path)
+    )
     assert len(runs) == 2 * (1 + 2) * 2
     assert len({run.folder for run in runs}) == len(runs)
     assert [run.categories for run in runs[:6]] == [("x", "y")] * 2 + [("x",)] * 2 + [("y",)] * 2
@@ -43,7 +45,7 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
 def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     part = tmp_path / "model.yaml"
     part.write_text("lr: 0.1\n")
-    (run,) = expand({"A": Method(CONF / "sedir.yaml", {"model": str(part)})}, ["unified"], [0], ["x"], {}, tmp_path)
+    (run,) = expand({"A": Method(CONF / "sedir.yaml", {"model": str(part)})}, ["unified"], [0], {"x": ""}, {}, tmp_path)
     before = run.fingerprint
     assert run.fingerprint == before
     part.write_text("lr: 0.2\n")
@@ -54,6 +56,28 @@ def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path
     methods, chosen = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(parts), "data.categories": ["gear"]}
     runs = list(grid(methods, tmp_path, ["unified", "per-category"], [0], chosen, "test"))
     assert [run.categories for run in runs] == [("gear",), ("gear",)]
+
+
+def test_other_data_make_another_run(parts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(parts, tmp_path / "parts")
+
+    def fingerprints(split: Split) -> list[str]:
+        methods, data = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(root)}
+        runs = list(grid(methods, tmp_path, ["unified", "per-category"], [0], data, split))
+        assert [run.categories for run in runs[1:]] == [("flange",), ("gear",)]
+        return [run.fingerprint for run in runs]
+
+    before, validation = fingerprints("test"), fingerprints("validation")
+    assert fingerprints("test") == before
+    shutil.rmtree(root)
+    shutil.copytree(parts, root)
+    assert fingerprints("test") == before
+    mask = next((root / "gear").rglob("GT/*.txt"))
+    mask.write_text(mask.read_text().replace("0", "1", 1))
+    assert [a == b for a, b in zip(fingerprints("test"), before, strict=True)] == [False, True, False]
+    assert fingerprints("validation") == validation  # made of training clouds alone
+    next((root / "gear" / "train").iterdir()).unlink()
+    assert [a == b for a, b in zip(fingerprints("validation"), validation, strict=True)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +109,7 @@ def test_runs_of_several_commits_are_told_apart() -> None:
 
 
 def test_other_shipped_weights_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run,) = expand({"A": Method(CONF / "sedir.yaml")}, ["unified"], [0], ["x"], {}, tmp_path)
+    (run,) = expand({"A": Method(CONF / "sedir.yaml")}, ["unified"], [0], {"x": ""}, {}, tmp_path)
     before, other = run.fingerprint, tmp_path / "other.safetensors"
     other.write_bytes(b"other")
     monkeypatch.setitem(SHIPPED, "small", other)
@@ -95,7 +119,7 @@ def test_other_shipped_weights_make_another_run(tmp_path: Path, monkeypatch: pyt
 def test_data_sets_have_runs_of_their_own(tmp_path: Path) -> None:
     methods = {"A": Method(CONF / "sedir.yaml", {"model.lr": 0.5})}
     one, two = (
-        list(expand(methods, ["unified"], [0], ["x"], {"data.root": name}, tmp_path, dataset=name))
+        list(expand(methods, ["unified"], [0], {"x": ""}, {"data.root": name}, tmp_path, dataset=name))
         for name in ("here", "there")
     )
     assert one[0].folder == tmp_path / "runs/here/A/unified/all/seed0"

@@ -71,7 +71,7 @@ def test_the_search_without_a_server_has_the_agents_runs(file: Path, monkeypatch
     methods, metric = read_sweep(file)
     assert f"val/{metric}" == sweep["metric"]["name"]
     assert len(methods) == len(combinations(sweep))
-    runs = expand(methods, ["unified"], [0], ["gear"], {}, Path("out"), "validation")
+    runs = expand(methods, ["unified"], [0], {"gear": ""}, {}, Path("out"), "validation")
     for run, chosen in zip(runs, combinations(sweep), strict=True):
         ours = DataCLI(run.arguments).config.as_dict()
         theirs = DataCLI([*agents_command(sweep, chosen)[3:], '--data.categories=["gear"]']).config.as_dict()

@@ -87,6 +87,30 @@ def test_loose_test_files(tmp_path: Path, rng: np.random.Generator) -> None:
     records = index_folder(tmp_path, ("test",))
     assert [(record.path.stem, record.label) for record in records] == [("b", 0), ("c_copy", 1)]
     assert records[1].source.endswith("/c")
+    # A misspelt mask would make its cloud a normal one.
+    (tmp_path / "masks" / "c_copy.txt").rename(tmp_path / "masks" / "c_cpy.txt")
+    with pytest.raises(InputError, match=r"c_cpy\.txt: a mask without a cloud \(1 in"):
+        index_folder(tmp_path, ("test",))
+
+
+def test_a_mask_of_a_normal_cloud_is_no_orphan(tmp_path: Path, rng: np.random.Generator) -> None:
+    root = write_category(tmp_path / "bolt", rng, masks=True)
+    (root / "masks" / "good").mkdir()
+    write_truth(root / "masks" / "good" / "000.txt", sphere(rng), np.zeros(600, dtype=bool))
+    assert len(index_folder(root, ("test",))) == 6
+
+
+def test_files_that_are_no_clouds_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    root = write_category(tmp_path / "bolt", rng)
+    for name in ("train/000.pcd.bak", "test/dent/notes.docx", "test/dent/.hidden.docx"):
+        (root / name).write_text("no cloud")
+    with pytest.warns(
+        UserWarning, match=r"train: 1 of 3 files are no clouds and are left out, the first 000\.pcd\.bak"
+    ):
+        index_folder(root, ("train",))
+    with pytest.warns(UserWarning, match=r"dent: 1 of 3 files .* the first notes\.docx"):
+        records = index_folder(root, ("test",))
+    assert len(records) == 6
 
 
 def test_every_format_gives_its_points(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -89,10 +89,18 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     (objects_file,) = Path("runs").glob("*/version_3/predictions/objects.csv")
     objects = pd.read_csv(objects_file)
     assert len(objects) == 8
+    predicted = json.loads((objects_file.parent / "record.json").read_text())
+    assert predicted["split"] == "predict"
+    for name in ("seed", "method", "thresholds", "backbone_sha256"):
+        assert predicted[name] == record[name]
     assert (np.diff(objects["object_score"].to_numpy()) <= 0).all()
-    for _, row in objects.iterrows():
+    for row in objects.to_dict("records"):
         scores = np.load(objects_file.parent / str(row["point_scores"]))
         cloud = parts / f"{row['sample_id']}.pcd"
+        assert row["file"] == str(cloud)
+        assert row["anomalous"] == (row["object_score"] >= predicted["thresholds"]["object"])
+        share = (scores >= np.float32(predicted["thresholds"]["point"])).mean()
+        assert row["anomalous_points"] == pytest.approx(share)
         assert scores.shape == (len(read_cloud(cloud)),)
         assert np.isfinite(scores).all()
         assert (objects_file.parent / str(row["point_scores"])).with_suffix(".ply").stat().st_size > 15 * len(scores)
@@ -110,9 +118,20 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     np.testing.assert_allclose(coloured.vertices, np.delete(scan, 3, axis=0), atol=1e-3)
     assert len(scores) == len(scan)
 
+    # A cloud that can't be used ends the run by its name; those before it are in the table.
+    Path("inbox").mkdir()
+    np.save("inbox/a.npy", np.delete(scan, 3, axis=0))
+    np.save("inbox/b.npy", scan[5:9])
+    with pytest.raises(SystemExit):
+        main(["predict", *common, "--data.predict_path", "inbox"])
+    assert "b.npy: 4 points, fewer than" in capsys.readouterr().err
+    (objects_file,) = Path("runs").glob("*/version_5/predictions/objects.csv")
+    assert pd.read_csv(objects_file)["file"].tolist() == ["inbox/a.npy"]
+    assert (objects_file.parent / "record.json").exists()
+
     # One of its categories, and another seed: the record is of the training all the same.
     main(["test", *common, "--data.categories", "[gear]", "--seed_everything", "5"])
-    (other,) = Path("runs").glob("*/version_5/test/record.json")
+    (other,) = Path("runs").glob("*/version_6/test/record.json")
     same = ("seed", "setting")
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 

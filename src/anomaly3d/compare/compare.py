@@ -13,6 +13,7 @@ from anomaly3d.compare.execute import execute_all
 from anomaly3d.compare.grid import Method, Run, Setting, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.compare.pictures import draw_heatmaps
+from anomaly3d.data.digest import data_digest
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
@@ -37,7 +38,8 @@ def compare(
     """Train and test every method in every setting; write the table and a picture of heat maps.
 
     Each run has a process and a folder of its own. Started again after a kill, finished runs are kept and a
-    broken one goes on from its last epoch; on the CPU the tables are the same, byte for byte.
+    broken one goes on from its last epoch; on the CPU the tables are the same, byte for byte. A run whose recipe,
+    weights or data have changed since begins anew.
 
     Args:
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
@@ -106,7 +108,7 @@ def grid(
     split: Split,
     dataset: str = "",
 ) -> Iterator[Run]:
-    """The runs on one data set; asks the first recipe's data module for the categories."""
+    """The runs on one data set; asks the first recipe's data module for the categories, and hashes their data."""
     from anomaly3d.lit.cli import DataCLI
 
     for name, method in methods.items():
@@ -120,7 +122,14 @@ def grid(
     probe = Run("", "unified", 0, (), first.config, {**overrides, **first.overrides}, output)
     data = DataCLI(probe.arguments).datamodule
     data.setup("fit")
-    return expand(methods, settings, seeds, data.category_names, overrides, output, split, dataset)
+    records = [*data.records("train"), *data.records("val")]
+    if split == "test":
+        data.setup("test")
+        records += data.records("test")
+    # The clouds to validate on may be those that are trained on.
+    of = {name: {r.sample_id: r for r in records if r.category == name} for name in data.category_names}
+    digests = {name: data_digest(records.values()) for name, records in of.items()}
+    return expand(methods, settings, seeds, digests, overrides, output, split, dataset)
 
 
 def _check(

@@ -61,7 +61,8 @@ def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "anomaly3d.compare.worker", str(run.folder), run.split, run.fingerprint),
+                *(sys.executable, "-m", "anomaly3d.compare.worker"),
+                *(str(run.folder), run.split, run.fingerprint, run.data_sha256),
                 *run.arguments,
             ],
             stdin=subprocess.PIPE,  # closes when this process ends, however it ends: the worker then ends too

@@ -45,6 +45,7 @@ class Run:
     folder: Path
     split: Split = "test"
     dataset: str = ""  # its name in the grid, where the grid has several
+    data_sha256: str = ""  # of the clouds that it learns from and is scored on (`data_digest`)
 
     @property
     def name(self) -> str:
@@ -63,8 +64,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
-        split = [] if self.split == "test" else [self.split]
-        content = json.dumps([self.config.read_text(), self.arguments, *split])
+        content = json.dumps([self.config.read_text(), self.arguments, self.split, self.data_sha256])
         files = [Path(value) for value in self.overrides.values() if isinstance(value, str)]  # parts, weights
         files += SHIPPED.values()
         parts = [path.read_bytes() for path in files if path.is_file()]
@@ -75,16 +75,16 @@ def expand(
     methods: Mapping[str, Method],
     settings: Sequence[Setting],
     seeds: Sequence[int],
-    categories: Sequence[str],
+    data: Mapping[str, str],
     overrides: Mapping[str, Any],
     output: Path,
     split: Split = "test",
     dataset: str = "",
 ) -> Iterator[Run]:
-    """All runs of a grid on one data set, in the order of the table."""
+    """All runs of a grid on one data set, in the order of the table; `data` is the hash of each category's data."""
     for name, method in methods.items():
         for setting in settings:
-            groups = [tuple(categories)] if setting == "unified" else [(c,) for c in categories]
+            groups = [tuple(data)] if setting == "unified" else [(category,) for category in data]
             for group in groups:
                 for seed in seeds:
                     leaf = "all" if setting == "unified" else group[0]
@@ -98,6 +98,7 @@ def expand(
                         folder=output / "runs" / dataset / name / setting / leaf / f"seed{seed}",
                         split=split,
                         dataset=dataset,
+                        data_sha256=hashlib.sha256("".join(data[name] for name in group).encode()).hexdigest(),
                     )
 
 

@@ -1,4 +1,7 @@
-"""One run of a grid in a process of its own: `python -m anomaly3d.compare.worker FOLDER SPLIT FINGERPRINT ARG...`."""
+"""One run of a grid in a process of its own.
+
+`python -m anomaly3d.compare.worker FOLDER SPLIT FINGERPRINT DATA_SHA256 ARG...`
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Progress(Callback):
             write_text(self.file, json.dumps({"epoch": trainer.current_epoch, "epochs": trainer.max_epochs}))
 
 
-def execute(folder: Path, split: str, fingerprint: str, arguments: list[str]) -> None:
+def execute(folder: Path, split: str, fingerprint: str, data_sha256: str, arguments: list[str]) -> None:
     """Train (or go on training), test or validate, and write `record.json`, in that order."""
     # A folder per attempt: a run that was killed keeps the curve of its first part.
     logger = {
@@ -71,6 +74,7 @@ def execute(folder: Path, split: str, fingerprint: str, arguments: list[str]) ->
     record |= {
         "log": str(log.relative_to(folder)),
         "fingerprint": fingerprint,
+        "data_sha256": data_sha256,
         "command": shlex.join(["anomaly3d", "fit", *arguments]),
     }
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
@@ -88,6 +92,6 @@ def die_with_parent() -> None:
 if __name__ == "__main__":
     Thread(target=die_with_parent, daemon=True).start()
     try:
-        execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
+        execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
     except InputError as error:
         sys.exit(f"anomaly3d: {error}")

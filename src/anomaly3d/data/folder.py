@@ -39,8 +39,8 @@ def index_folder(
 ) -> list[CloudRecord]:
     """Records of the asked splits, sorted by category, defect and name; the other split's folders are not opened.
 
-    Raises InputError for a missing folder, an unknown category, or a defective cloud without mask where others of
-    its category have one.
+    Raises InputError for a missing folder, an unknown category, a defective cloud without mask where others of its
+    category have one, or a mask without cloud.
     """
     folders = folder_categories(root)
     records: list[CloudRecord] = []
@@ -98,7 +98,22 @@ def _test_records(folder: Path, category: str) -> list[CloudRecord]:
             label = int(defect != "good")
             name = f"{defect}/{path.stem}"
             records.append(CloudRecord(path, category, "test", label, defect, mask, source, name))
+    _refuse_orphans(masks, {record.path.stem for record in records}, test)
     return records
+
+
+def _refuse_orphans(masks: Path | None, clouds: set[str], test: Path) -> None:
+    """A mask that belongs to no cloud is a misspelt name, and its cloud would be taken for a normal one."""
+    if masks is None:
+        return
+    folders = [masks, *sub_folders(masks)]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    orphans = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem not in clouds]
+    if orphans:
+        raise InputError(
+            f"{orphans[0]}: a mask without a cloud ({len(orphans)} in {masks}). Name it as its cloud in {test}, or "
+            f"remove it."
+        )
 
 
 def _loose_record(path: Path, category: str, masks: Path | None) -> CloudRecord:

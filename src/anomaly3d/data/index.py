@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -63,13 +64,22 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def cloud_files(folder: Path | None, suffixes: Collection[str], recursive: bool = False) -> list[Path]:
-    """Files with one of the suffixes (lower case, with dot), in sorted order, without hidden ones (`._x.pcd`)."""
+    """Files with one of the suffixes (lower case, with dot), in sorted order, without hidden ones (`._x.pcd`).
+
+    Warns of files that are no clouds by their suffix.
+    """
     if folder is None:
         return []
     found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        path for path in found if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    others = [path for path in files if path.suffix.lower() not in suffixes]
+    if others:
+        warnings.warn(
+            f"{folder}: {len(others)} of {len(files)} files are no clouds and are left out, the first {others[0].name} "
+            f"(clouds here are {', '.join(sorted(suffixes))}).",
+            stacklevel=2,
+        )
+    return [path for path in files if path.suffix.lower() in suffixes]
 
 
 def is_category(folder: Path) -> bool:

@@ -128,8 +128,11 @@ class PointScores(Callback):
 class PredictionFiles(Callback):
     """Writes what `predict` found: `predictions/objects.csv`, and per cloud its scores (.npy) and a coloured .ply.
 
-    Row i of a `.npy` is the score of point i of the original file, NaN where that point is not finite and was dropped.
-    The coloured points are where the file has them.
+    A row of the table names file and score. Where the checkpoint has thresholds, from validation, `anomalous` says
+    whether the score reaches the cloud's, and `anomalous_points` what share of the points reach theirs. Row i of a
+    `.npy` is the score of point i of the file, NaN where that point is not finite and was dropped; the coloured points
+    are where the file has them. `record.json` says what model made them. When a cloud stops the run, table and record
+    are of those that were scored before.
     """
 
     def __init__(self) -> None:
@@ -155,6 +158,7 @@ class PredictionFiles(Callback):
         from anomaly3d.report.coloured_clouds import save_coloured_ply
 
         assert isinstance(outputs, AnomalyPrediction)
+        assert isinstance(pl_module, AnomalyModule)
         data: PointCloudDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         files = {record.sample_id: record.path for record in data.records("predict")}
         per_point = batch.split(outputs.point_scores)
@@ -168,16 +172,37 @@ class PredictionFiles(Callback):
             with replacing(target) as temporary:
                 np.save(temporary, rows)
             save_coloured_ply(target.with_suffix(".ply"), points[finite], rows[finite])
-            self.rows.append({"sample_id": name, "object_score": float(score), "point_scores": target.name})
+            verdict: dict[str, Any] = {}
+            if (thresholds := pl_module.thresholds) is not None:
+                verdict = {
+                    "anomalous": bool(score >= thresholds.object),
+                    "anomalous_points": float((scores >= thresholds.point).float().mean()),
+                }
+            scored = {"sample_id": name, "file": str(files[name]), "object_score": float(score)}
+            self.rows.append({**scored, **verdict, "point_scores": target.name})
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the table of object scores, most anomalous first."""
+        """Write the table of object scores, most anomalous first, and the record."""
+        self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """What was scored before is not lost."""
+        if trainer.state.fn == TrainerFn.PREDICTING:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.rows:
             return
+        assert isinstance(module, AnomalyModule)
         rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
         table = self.folder / f"objects{rank}.csv"
-        pd.DataFrame(self.rows).sort_values("object_score", ascending=False).to_csv(table, index=False)
-        print(f"written: {table}, with point scores and coloured clouds beside it")
+        rows = pd.DataFrame(self.rows).sort_values("object_score", ascending=False)
+        write_text(table, rows.to_csv(index=False))
+        if trainer.is_global_zero:
+            config = settings(self.folder.parent / "config.yaml")
+            record = {"split": "predict", **provenance(module.detector), **run_facts(trainer, module), **config}
+            write_text(self.folder / "record.json", json.dumps(record, indent=2) + "\n")
+        print(f"written: {table}; point scores, coloured clouds and record.json beside it")
 
 
 def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:

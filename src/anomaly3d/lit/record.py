@@ -27,7 +27,7 @@ _NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", 
 """Settings of the trainer that say where files go and what is shown."""
 _IN_ROWS = (
     *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
-    *("ops_backend", "versions", "git_commit", "config_sha256", "train_seconds", "test_seconds"),
+    *("ops_backend", "versions", "git_commit", "config_sha256", "data_sha256", "train_seconds", "test_seconds"),
     *("peak_memory_mib", "peak_gpu_memory_mib", "device", "category_accuracy"),
 )
 _PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
