@@ -128,10 +128,14 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     (objects_file,) = Path("runs").glob("*/version_5/predictions/objects.csv")
     assert pd.read_csv(objects_file)["file"].tolist() == ["inbox/a.npy"]
     assert (objects_file.parent / "record.json").exists()
+    np.save("inbox/b.npy", scan[5:22])  # too few for this model alone
+    with pytest.raises(SystemExit):
+        main(["predict", *common, "--data.predict_path", "inbox"])
+    assert "anomaly3d: inbox/b.npy: 17 points, but" in capsys.readouterr().err
 
     # One of its categories, and another seed: the record is of the training all the same.
     main(["test", *common, "--data.categories", "[gear]", "--seed_everything", "5"])
-    (other,) = Path("runs").glob("*/version_6/test/record.json")
+    (other,) = Path("runs").glob("*/version_7/test/record.json")
     same = ("seed", "setting")
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 

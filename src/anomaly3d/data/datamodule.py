@@ -155,6 +155,11 @@ class PointCloudDataModule(LightningDataModule):
         """The scan that each test cloud derives from, by sample id; of none before `setup("test")`."""
         return {record.sample_id: record.source for record in self._records.get("test", ())}
 
+    def file_of(self, sample_id: str) -> Path | None:
+        """The file of a cloud that was indexed; None of validation clouds, which are made."""
+        found = (r.path for records in self._records.values() for r in records if r.sample_id == sample_id)
+        return next(found, None)
+
     def setup(self, stage: str | None = None) -> None:
         """Index what the stage needs; fit and validate do not look at the test clouds."""
         if stage == "predict" and self.predict_path is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -114,7 +116,8 @@ class AnomalyModule(L.LightningModule):
 
     def training_step(self, batch: PointCloudBatch, batch_idx: int) -> Tensor:
         """The detector's loss, weighted by `accumulation_weight`; every term of it is logged as it is."""
-        terms = self.detector.loss(batch)
+        with self._files_named():
+            terms = self.detector.loss(batch)
         self.log_dict(
             {f"train/{name}": term.detach() for name, term in terms.items() if name != "loss"}, batch_size=len(batch)
         )
@@ -133,7 +136,8 @@ class AnomalyModule(L.LightningModule):
         blind = batch.without_truth()
         if self.detector.told_category and batch.category is not None:
             blind = replace(blind, category=self._trained_category(batch.category))
-        return self.detector.score(blind)
+        with self._files_named():
+            return self.detector.score(blind)
 
     def on_validation_epoch_start(self) -> None:
         """A fresh evaluator: exact, as the sampler that Lightning gives validation repeats clouds under `ddp`."""
@@ -255,6 +259,17 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: a {ours} with other settings ({len(wrong)} weights differ, the first: {wrong[0]}); "
                 "give the configuration it was trained with (config.yaml in its log folder)"
             )
+
+    @contextmanager
+    def _files_named(self) -> Iterator[None]:
+        """A detector knows a cloud by its sample id; users know its file."""
+        try:
+            yield
+        except InputError as error:
+            name, _, said = str(error).partition(": ")
+            if (file := self._data.file_of(name)) is None:
+                raise
+            raise InputError(f"{file}: {said}") from error
 
     def _optimizer_settings(self) -> dict[str, Any]:
         """What a training that goes on takes from its checkpoint, whatever the configuration says."""
