@@ -33,8 +33,9 @@ class PointCloudBatch(_Movable):
     """Clouds of different sizes, packed one behind the other in the order of their files.
 
     `xyz` is in file units, each cloud centred on its mean. `category` indexes the data module's category
-    names; `label` is 1 for an anomalous cloud; `mask` is true for an anomalous point. The last three are
-    None where the truth is unknown, and a detector never sees `label` and `mask` when it scores.
+    names; `label` is 1 for an anomalous cloud; `mask` is true for an anomalous point. The three are None where the
+    truth is unknown, and a detector never sees `label` and `mask` when it scores. `masked` says which clouds' points
+    have a truth, where not all have; `mask` is false for the others.
     """
 
     xyz: Float[Tensor, "P 3"]
@@ -43,6 +44,7 @@ class PointCloudBatch(_Movable):
     category: Int[Tensor, " B"] | None = None
     label: Int[Tensor, " B"] | None = None
     mask: Bool[Tensor, " P"] | None = None
+    masked: Bool[Tensor, " B"] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -66,7 +68,7 @@ class PointCloudBatch(_Movable):
 
     def without_truth(self) -> PointCloudBatch:
         """The same clouds with category, label and mask removed: what a detector is given to score."""
-        return replace(self, category=None, label=None, mask=None)
+        return replace(self, category=None, label=None, mask=None, masked=None)
 
     @staticmethod
     def pack(
@@ -74,17 +76,25 @@ class PointCloudBatch(_Movable):
         sample_id: Sequence[str],
         category: Sequence[int] | None = None,
         label: Sequence[int] | None = None,
-        mask: Sequence[Bool[Tensor, " N"]] | None = None,
+        mask: Sequence[Bool[Tensor, " N"] | None] | None = None,
     ) -> PointCloudBatch:
-        """Pack single clouds; every sequence has one entry per cloud."""
+        """Pack single clouds; every sequence has one entry per cloud, `mask` None for one without point truth."""
         sizes = torch.tensor([0, *(len(cloud) for cloud in clouds)])
+        known = [False] * len(clouds) if mask is None else [one is not None for one in mask]
+        masks = None
+        if mask is not None and any(known):
+            masks = [
+                torch.zeros(len(cloud), dtype=torch.bool) if one is None else one
+                for cloud, one in zip(clouds, mask, strict=True)
+            ]
         return PointCloudBatch(
             xyz=torch.cat(list(clouds)),
             offsets=sizes.cumsum(0),
             sample_id=tuple(sample_id),
             category=None if category is None else torch.as_tensor(category),
             label=None if label is None else torch.as_tensor(label),
-            mask=None if mask is None else torch.cat(list(mask)),
+            mask=None if masks is None else torch.cat(masks),
+            masked=None if masks is None or all(known) else torch.tensor(known),
         )
 
 

@@ -85,7 +85,12 @@ def test_other_data_make_another_run(parts: Path, tmp_path: Path) -> None:
     [
         ({"rank": "auroc"}, "no metric 'auroc'; choose from o_auroc"),
         ({"jobs": -1}, "jobs: -1"),
-        ({"seeds": [0, 0]}, r"seeds: \[0, 0\]; each one once"),
+        ({"seeds": [0, 0]}, r"seeds: \[0, 0\]; at least one, and each one once"),
+        ({"seeds": []}, r"seeds: \[\]; at least one"),
+        ({"seeds": [-1]}, r"seeds: \[-1\]; from 0"),
+        ({"settings": ["unified", "unified"]}, "settings: .*each one once"),
+        ({"methods": {"../A": Method(CONF / "sedir.yaml")}}, "methods: '../A'; a run's folder is named after it"),
+        ({"datasets": {"..": {}}}, "datasets: '..'"),
         ({"overrides": {"seed_everything": 7}}, "give --seeds"),
         ({"methods": {"A": Method(CONF / "sedir.yaml", {"data.categories": ["gear"]})}}, "A: data.categories"),
     ],
@@ -209,6 +214,37 @@ def test_a_grid_over_two_data_sets_has_a_table_and_a_picture_of_each(tmp_path: P
     text = (tmp_path / "out/comparison.md").read_text()
     assert text.index("### both") < text.index("### gears")
     assert all((tmp_path / f"out/heatmaps_{name}.png").stat().st_size > 10_000 for name in datasets)
+
+
+def test_rows_of_one_table_share_their_data(tmp_path: Path, parts: Path) -> None:
+    shutil.copytree(parts, tmp_path / "copy")
+    recipe, there = CONF / "sedir.yaml", {"data.root": str(tmp_path / "copy")}
+    methods = {"A": Method(recipe), "B": Method(recipe, there)}
+    with pytest.raises(InputError, match="the clouds of 'B' are not those of 'A'"):
+        grid(methods, tmp_path, ["unified"], [0], {"data.root": str(parts)}, "test")
+    list(grid(methods, tmp_path, ["unified"], [0], there, "test"))
+
+
+@pytest.mark.slow
+def test_a_training_that_stopped_early_is_not_gone_on_with(tmp_path: Path, parts: Path) -> None:
+    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    stop["init_args"] = {"monitor": "val/p_auroc", "mode": "max", "patience": 1, "min_delta": 1.0}  # pyright: ignore
+    data = {"class_path": "anomaly3d.data.anomaly_shapenet.AnomalyShapeNet", "init_args": {"root": str(parts)}}
+    grid_file = tmp_path / "grid.yaml"
+    every = {"trainer.max_epochs": 9, "trainer.callbacks": [stop], "trainer.check_val_every_n_epoch": 1}
+    content = {"methods": {"SeDiR": {"config": str(CONF / "sedir.yaml"), "overrides": {"trainer.callbacks": [stop]}}}}
+    content |= {"settings": ["unified"], "overrides": every, "datasets": {"parts": {"data": data}}}
+    grid_file.write_text(json.dumps(content))
+    command = ["compare", "--config", str(grid_file), "--output", str(tmp_path / "out")]
+    main(command)
+    folder = tmp_path / "out/runs/parts/SeDiR/unified/all/seed0"
+    record = json.loads((folder / "record.json").read_text())
+    assert json.loads((folder / "progress.json").read_text())["epoch"] < 9
+    table = (tmp_path / "out/comparison.csv").read_bytes()
+    (folder / "record.json").unlink()  # killed while it tested
+    main(command)
+    assert json.loads((folder / "record.json").read_text())["results"] == record["results"]
+    assert (tmp_path / "out/comparison.csv").read_bytes() == table
 
 
 TABLES = [f"comparison{kind}.{suffix}" for kind in ("", "_by_category") for suffix in ("csv", "md", "tex")]

@@ -96,7 +96,13 @@ def test_what_is_unknown_is_none(tmp_path: Path) -> None:
     assert [dataset[i].category for i in (0, 7)] == [None, 0]
     batch = collate([dataset[0], dataset[7]])
     assert batch.category is None
-    assert batch.mask is None
+    assert batch.mask is not None
+    assert batch.masked is not None
+    assert batch.masked.tolist() == [False, True]
+    assert not batch.split(batch.mask)[0].any()
+    assert torch.equal(batch.split(batch.mask)[1], torch.from_numpy(dataset[7].cloud.mask))
+    assert collate([dataset[0], dataset[1]]).mask is None
+    assert collate([dataset[6], dataset[7]]).masked is None
     assert batch.label is not None
     assert batch.label.tolist() == [records[0].label, records[7].label]
     unlabelled = CloudDataset([replace(records[0], label=-1)], ["cap0"], CloudReader())

@@ -87,6 +87,8 @@ def test_loose_test_files(tmp_path: Path, rng: np.random.Generator) -> None:
     records = index_folder(tmp_path, ("test",))
     assert [(record.path.stem, record.label) for record in records] == [("b", 0), ("c_copy", 1)]
     assert records[1].source.endswith("/c")
+    write_truth(tmp_path / "masks" / "b.txt", clouds["test/b"], np.zeros(600, dtype=bool))
+    assert index_folder(tmp_path, ("test",)) == records  # a mask that marks nothing is of a normal cloud
     # A misspelt mask would make its cloud a normal one.
     (tmp_path / "masks" / "c_copy.txt").rename(tmp_path / "masks" / "c_cpy.txt")
     with pytest.raises(InputError, match=r"c_cpy\.txt: a mask without a cloud \(1 in"):
@@ -98,6 +100,17 @@ def test_a_mask_of_a_normal_cloud_is_no_orphan(tmp_path: Path, rng: np.random.Ge
     (root / "masks" / "good").mkdir()
     write_truth(root / "masks" / "good" / "000.txt", sphere(rng), np.zeros(600, dtype=bool))
     assert len(index_folder(root, ("test",))) == 6
+
+
+def test_a_defective_cloud_whose_mask_marks_nothing_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    root = write_category(tmp_path / "bolt", rng, masks=True)
+    truth = root / "masks" / "dent" / "000.txt"
+    rows = np.loadtxt(truth)
+    np.savetxt(truth, np.column_stack([rows[:, :3], 0 * rows[:, 3]]))
+    module = CloudFolder(root)
+    module.setup("test")
+    with pytest.warns(UserWarning, match=r"dent/000\.txt: marks no point, and its cloud counts as defective"):
+        assert sum(int(batch.label) for batch in module.test_dataloader()) == 4
 
 
 def test_files_that_are_no_clouds_are_named(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -140,6 +140,17 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 
 
+@pytest.mark.slow
+def test_a_validation_without_clouds_is_no_success(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    checkpoint = fit(conf, parts)
+    common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint)]
+    for none in (["--data.val_normal=0", "--data.val_defective=0"], ["--trainer.limit_val_batches=0"]):
+        with pytest.raises(SystemExit):
+            main(["validate", *common, *none])
+        assert "anomaly3d: validate: no clouds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])
 def test_nothing_is_scored_without_a_checkpoint_of_a_training(
     parts: Path, verb: str, capsys: pytest.CaptureFixture[str]

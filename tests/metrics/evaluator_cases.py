@@ -40,7 +40,7 @@ def make_batch(clouds: list[dict], mask: bool = True, logits: torch.Tensor | Non
         [c["sample_id"] for c in clouds],
         [c["category"] for c in clouds],
         [c["label"] for c in clouds],
-        [c["mask"] for c in clouds] if mask else None,
+        [None if c.get("unmasked") else c["mask"] for c in clouds] if mask else None,
     )
     prediction = AnomalyPrediction(
         torch.cat([c["point_scores"] for c in clouds]), torch.tensor([c["object_score"] for c in clouds]), logits

@@ -13,7 +13,7 @@ def flood(xyz: np.ndarray, mask: np.ndarray, radius: float) -> np.ndarray:
     others = distance[labelled]
     others[np.arange(len(labelled)), labelled] = np.inf
     nearest = others.min(axis=1)
-    reach = radius * nearest[nearest > 0].mean() if (nearest > 0).any() else 0.0
+    reach = radius * np.median(nearest[nearest > 0]) if (nearest > 0).any() else 0.0
     close = distance[np.ix_(labelled, labelled)] <= reach
     found = 0
     for start in range(len(labelled)):

@@ -296,6 +296,21 @@ def test_settings_out_of_range_are_refused():
         BinnedAUROC(bins=100)
 
 
+def test_updates_that_would_corrupt_the_counts_are_refused():
+    metric, scores, target = BinnedAUPRO(categories=2), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1])
+    for overlap in (None, torch.ones(3), torch.tensor([1.0, -1.0]), torch.tensor([1.0, float("nan")])):
+        with pytest.raises(ValueError, match="overlap"):
+            metric.update(scores, target, overlap)
+    for category in (-1, 2):
+        with pytest.raises(ValueError, match="category"):
+            metric.update(scores, target, torch.ones(2), category)
+    assert not metric.positives.any()
+    assert not metric.negatives.any()
+    for limit in (0, -1, 2):
+        with pytest.raises(InputError, match="limit"):
+            BinnedAUPRO(limit=limit)
+
+
 def test_docstring_examples():
     outcome = doctest.testmod(binned_classes)
     assert outcome.attempted == 13

@@ -5,9 +5,10 @@ from zlib import crc32
 import numpy as np
 import pytest
 from naive_regions import naive_aupro
+from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly3d.metrics.bootstrap import PointSketches, confidence_intervals, multiplicities
+from anomaly3d.metrics.bootstrap import PointSketches, confidence_intervals, multiplicities, newcombe
 from anomaly3d.metrics.result import mean_interval
 from anomaly3d.metrics.sketch import MASS, QUANTILES, quantiles
 
@@ -54,20 +55,24 @@ def naive_replicate(drawn, label, objects, scores, masks, regions) -> dict[str, 
 def test_equals_a_loop_with_all_points():
     label, objects, scores, masks, regions = make_category(0)
     # The same draws: the generator is seeded with the seed and the category's name.
-    drawn = multiplicities(label, 60, np.random.default_rng([0, crc32(b"cup")]))
+    drawn = multiplicities(label, 60, np.random.default_rng([0, crc32(b"cup")]), np.arange(12))
     loop = [naive_replicate(row, label, objects, scores, masks, regions) for row in drawn]
     found = confidence_intervals("cup", label, objects, sketched(scores, masks, regions), replicates=60)
-    tolerance = {"o_auroc": 1e-12, "o_aupr": 1e-12, "p_auroc": 2e-3, "p_aupr": 1e-2, "aupro": 2e-2}
+    assert found.pop("o_auroc") == newcombe(float(roc_auc_score(label, objects)), 6, 6)
+    tolerance = {"o_aupr": 1e-12, "p_auroc": 2e-3, "p_aupr": 1e-2, "aupro": 2e-2}
     assert found.keys() == tolerance.keys()
+    # Six clouds of either label: further out than 2.5 %, by Student's t with five degrees of freedom.
+    tail = norm.cdf(t.ppf(0.025, 5) * (6 / 5) ** 0.5)
+    assert 0.002 < tail < 0.003
     for metric, interval in found.items():
-        expected = np.quantile([row[metric] for row in loop], [0.025, 0.975])
+        expected = np.quantile([row[metric] for row in loop], [tail, 1 - tail])
         assert interval == pytest.approx(expected, abs=tolerance[metric]), metric
         assert interval[1] - interval[0] > 0.05
 
 
 def test_draws_keep_the_number_of_each_label():
     label = np.array([True] * 3 + [False] * 7)
-    drawn = multiplicities(label, 500, np.random.default_rng(0))
+    drawn = multiplicities(label, 500, np.random.default_rng(0), np.arange(10))
     assert (drawn[:, label].sum(1) == 3).all()
     assert (drawn[:, ~label].sum(1) == 7).all()
     assert drawn.mean(0) == pytest.approx(np.ones(10), abs=0.15)
@@ -83,14 +88,46 @@ def test_same_seed_same_interval_and_categories_differ():
     assert one.keys() == {"o_auroc", "o_aupr"}
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    # Normal and anomalous clouds one deviation apart: AUROC is Phi(1 / sqrt 2) = 0.7602.
-    rng, label = np.random.default_rng(0), np.repeat([False, True], 40)
-    hits = 0
-    for trial in range(150):
-        interval = confidence_intervals(f"c{trial}", label, rng.standard_normal(80) + label, None, 200)["o_auroc"]
-        hits += interval[0] <= 0.7602 <= interval[1]
-    assert 0.88 <= hits / 150 <= 0.99
+@pytest.mark.parametrize("truth", [0.76, 0.92, 0.98])
+@pytest.mark.parametrize(("normal", "anomalous"), [(6, 12), (40, 40)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(normal, anomalous, truth):
+    # Scores of anomalous clouds d deviations above those of normal ones have AUROC Phi(d / sqrt 2).
+    rng, label = np.random.default_rng(0), np.repeat([False, True], [normal, anomalous])
+    scores = rng.standard_normal((300, len(label))) + 2**0.5 * norm.ppf(truth) * label
+    found = [confidence_intervals("cup", label, row, None, 2)["o_auroc"] for row in scores]
+    assert 0.92 <= np.mean([low <= truth <= high for low, high in found]) <= 0.995
+
+
+@pytest.mark.parametrize(("normal", "anomalous"), [(6, 12), (40, 40)])
+def test_bootstrapped_intervals_cover_the_truth_too(normal, anomalous):
+    # Average precision of a large sample of the same scores is the truth.
+    rng = np.random.default_rng(0)
+    many = np.repeat([False, True], [100_000 * normal // anomalous, 100_000])
+    truth = average_precision_score(many, rng.standard_normal(len(many)) + 1.2 * many)
+    label = np.repeat([False, True], [normal, anomalous])
+    found = [
+        confidence_intervals("cup", label, rng.standard_normal(len(label)) + 1.2 * label, None, 200)["o_aupr"]
+        for _ in range(150)
+    ]
+    assert np.mean([low <= truth <= high for low, high in found]) >= 0.88
+
+
+@pytest.mark.parametrize("auroc", [0.0, 0.01, 0.5, 0.83, 1.0])
+def test_newcombes_interval_ends_where_the_value_is_z_errors_away(auroc):
+    low, high = newcombe(auroc, 7, 11)
+    grid = np.linspace(1e-6, 1 - 1e-6, 400_001)
+    q1, q2 = grid / (2 - grid), 2 * grid**2 / (1 + grid)  # Hanley and McNeil's, with (7 + 11) / 2 - 1 for n - 1 of both
+    variance = (grid * (1 - grid) + 8 * (q1 - grid**2) + 8 * (q2 - grid**2)) / 77
+    inside = grid[np.abs(grid - auroc) <= 1.959964 * variance**0.5]
+    assert (low, high) == pytest.approx((inside.min(), inside.max()), abs=1e-5)
+    assert newcombe(1 - auroc, 11, 7) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_clouds_of_one_label_have_intervals_of_their_points():
+    label, objects, *points = make_category(2)
+    found = confidence_intervals("cup", np.ones_like(label), objects, sketched(*points), 100)
+    assert found.keys() == {"p_auroc", "p_aupr", "aupro"}
+    assert all(0 < low < high < 1 for low, high in found.values())
 
 
 def test_interval_of_the_mean_is_that_of_independent_metrics():
@@ -98,10 +135,10 @@ def test_interval_of_the_mean_is_that_of_independent_metrics():
     values, intervals, replicates = [], [], []
     for seed, (label, objects, *_) in enumerate(categories):
         values.append(float(roc_auc_score(label, objects)))
-        intervals.append(confidence_intervals(str(seed), label, objects, None, 2000)["o_auroc"])
-        drawn = multiplicities(label, 2000, np.random.default_rng(seed))
+        drawn = multiplicities(label, 2000, np.random.default_rng(seed), np.arange(12))
         won = objects[label][:, None] > objects[~label]
         replicates.append(np.einsum("rp,pn,rn->r", drawn[:, label], won, drawn[:, ~label]) / won.size)
+        intervals.append(tuple(np.quantile(replicates[-1], [0.025, 0.975])))
     expected = np.quantile(np.mean(replicates, axis=0), [0.025, 0.975])
     assert mean_interval(values, intervals) == pytest.approx(expected, abs=0.015)
     assert np.isnan(mean_interval([], [])).all()

@@ -110,6 +110,25 @@ def test_a_category_with_some_masks_has_no_point_metrics():
     assert rows[1].p_auroc == pytest.approx(naive_row(clouds, 1)["p_auroc"])
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_categories_with_and_without_masks_may_share_batches(exact):
+    clouds = [cloud | {"unmasked": cloud["category"] == 1} for cloud in make_clouds()]
+    with pytest.warns(UserWarning, match="for chair: not every cloud has a point mask"):
+        one, many = (evaluate(clouds, size, exact, replicates=20) for size in (1, 7))
+    for index, row in enumerate(many.rows):
+        assert row.o_auroc == pytest.approx(naive_row(clouds, index)["o_auroc"])
+        assert row.points == naive_row(clouds, index)["points"]
+        if index == 1:
+            assert math.isnan(row.p_auroc)
+            continue
+        for metric in ("p_auroc", "p_aupr"):
+            expected = naive_row(clouds, index)[metric]
+            assert getattr(row, metric) == pytest.approx(expected, abs=1e-9 if exact else 1e-3)
+    if exact:
+        for ours, theirs in zip(one.rows, many.rows, strict=True):
+            assert asdict(ours) == pytest.approx(asdict(theirs), nan_ok=True)
+
+
 def test_one_class_is_nan_left_out_of_the_mean_and_warned_of_once():
     clouds = [c for c in make_clouds() if c["category"] != 1 or c["label"] == 0]
     evaluator = Evaluator((*NAMES, "absent"))

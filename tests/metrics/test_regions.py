@@ -18,7 +18,7 @@ def plane(seed: int, count: int = 800) -> tuple[np.ndarray, np.ndarray]:
     return xyz, mask
 
 
-@pytest.mark.parametrize("radius", [1.0, 2.0, 6.0])
+@pytest.mark.parametrize("radius", [1.1, 2.0, 6.4])
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_flooding(seed, radius):
     xyz, mask = plane(seed)
@@ -45,6 +45,14 @@ def test_unit_pose_and_order_change_nothing():
     shuffled = np.full(len(xyz), -1)
     shuffled[mask[order].nonzero()[0]] = label_regions(xyz[order], mask[order])
     assert same_partition(shuffled[position][mask], expected)
+
+
+def test_a_stray_point_joins_nothing():
+    xyz, mask = plane(0, 5000)
+    stray = np.concatenate([xyz, [[1e6, 0, 0]]]).astype(np.float32)
+    found = label_regions(stray, np.append(mask, True))
+    assert len(np.unique(found)) == 3
+    assert same_partition(found[:-1], label_regions(xyz, mask))
 
 
 def test_no_one_and_two_points():

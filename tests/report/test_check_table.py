@@ -127,6 +127,15 @@ def test_rankings_of_too_many_clouds_are_counted_as_unchecked():
     assert "1 more is not checked" in table.footer[-1]
 
 
+def test_cells_of_too_many_steps_are_named():
+    many = entry(bed=50.0)
+    many.cells["cup"] = Printed(750_000_000_001, 12)
+    many.clouds = {"cup": (20_000, 20_000), "bed": (2, 3)}
+    table = attainable_table([many])
+    assert table.rows[0][3] == "1"
+    assert any("not checked are cup" in note for note in table.footer)
+
+
 def test_the_documented_report_is_what_the_command_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main(["check-table", *REPORTED, "--output", str(tmp_path / "report.md")])

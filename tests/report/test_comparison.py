@@ -256,6 +256,12 @@ def test_runs_of_older_versions_have_no_aupro_and_no_intervals():
     assert set(compare(runs).categories) == {3}
 
 
+def test_latex_of_any_name_is_text(tmp_path):
+    write_comparison(make_runs().assign(dataset=r"a\b^c~d_50%", seed=lambda runs: range(len(runs))), tmp_path)
+    text = (tmp_path / "comparison.tex").read_text(encoding="utf-8")
+    assert r"a\textbackslash{}b\textasciicircum{}c\textasciitilde{}d\_50\%" in text
+
+
 def test_latex_stands_beside_markdown(tmp_path):
     write_comparison(make_runs(), tmp_path)
     text = (tmp_path / "comparison.tex").read_text(encoding="utf-8")

@@ -80,6 +80,7 @@ def test_compares_tables_join_cells_and_mean(tmp_path):
         (HEADER + "A,O-AUROC,unified,m,cup,50,60\n", "line 2: not as many values as the header has columns"),
         (HEADER + 2 * "A,O-AUROC,unified,m,cup,50\n", "line 3: a second value for A unified m o_auroc cup"),
         ("method,category,o_auroc\nm,cup,73.0\n", "73.0 is not a fraction; percentages need a column o_auroc_percent"),
+        ("method,category,o_auroc,seeds\nm,cup,0.5,0\n", "column seeds: 0; a number is the mean"),
         ("method,category,o_auroc,clouds\nm,cup,0.5,few\n", "line 2, column clouds: 'few' is not a whole number"),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from anomaly3d.compare.compare import compare
+from anomaly3d.compare.grid import Method
 from anomaly3d.compare.sweep import search
 from anomaly3d.errors import InputError
 
@@ -24,10 +26,28 @@ def run(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="anomaly3d compare", description=description)
     parser.add_argument("--config", action="config", help="file with these arguments")
     parser.add_function_arguments(function, as_group=False)
-    values: dict[str, Any] = dict(vars(parser.instantiate_classes(parser.parse_args(list(others)))))
+    parsed = parser.parse_args(list(others))
+    values: dict[str, Any] = dict(vars(parser.instantiate_classes(parsed)))
     del values["config"]
+    # As they were written: the parser would build an object of everything that has a `class_path`.
+    for name in ("overrides", "datasets"):
+        if parsed.get(name) is not None:
+            values[name] = _plain(parsed[name])
+    for name, method in (values.get("methods") or {}).items():
+        if isinstance(method, Method):
+            written = _plain(parsed["methods"])[name]
+            values["methods"][name] = replace(method, overrides=written.get("overrides") or {})
     values["overrides"] = {**(values["overrides"] or {}), **overrides}
     function(**values)
+
+
+def _plain(value: Any) -> Any:
+    """Nothing but dicts, lists and plain values."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -13,7 +13,9 @@ from anomaly3d.compare.execute import execute_all
 from anomaly3d.compare.grid import Method, Run, Setting, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.compare.pictures import draw_heatmaps
+from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.digest import data_digest
+from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
@@ -60,7 +62,7 @@ def compare(
         InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a
             run failed (with its log's last lines).
     """
-    _check(methods, overrides or {}, seeds, jobs, rank)
+    _check(methods, overrides or {}, settings, seeds, jobs, rank, datasets or {})
     published = read_published(reported) if reported is not None else {}
     for name, method in methods.items():
         published |= {(name, "", metric, MEAN): value / 100 for metric, value in method.published.items()}
@@ -108,7 +110,7 @@ def grid(
     split: Split,
     dataset: str = "",
 ) -> Iterator[Run]:
-    """The runs on one data set; asks the first recipe's data module for the categories, and hashes their data."""
+    """The runs on one data set; asks every recipe's data module for the categories, and hashes their data."""
     from anomaly3d.lit.cli import DataCLI
 
     for name, method in methods.items():
@@ -116,32 +118,58 @@ def grid(
             raise InputError(f"{method.config}: no such recipe (method '{name}')")
         if unknown := sorted(set(method.published) - set(METRICS)):
             raise InputError(f"published of '{name}': no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
-    first = next(iter(methods.values()), None)
-    if first is None:
+    if not methods:
         raise InputError("methods: none given; name at least one, e.g. --methods.SeDiR.config FILE")
-    probe = Run("", "unified", 0, (), first.config, {**overrides, **first.overrides}, output)
-    data = DataCLI(probe.arguments).datamodule
+    found: dict[str, dict[str, list[CloudRecord]]] = {}
+    for name, method in methods.items():
+        probe = Run(name, "unified", 0, (), method.config, {**overrides, **method.overrides}, output)
+        found[name] = records_by_category(DataCLI(probe.arguments).datamodule, split)
+    first, known = next(iter(found.items()))
+    for name, records in found.items():
+        if records != known:
+            raise InputError(
+                f"methods: the clouds of '{name}' are not those of '{first}'; the rows of a table share their data: "
+                "give it in --overrides, or several sets as --datasets"
+            )
+    digests = {category: data_digest(records) for category, records in known.items()}
+    return expand(methods, settings, seeds, digests, overrides, output, split, dataset)
+
+
+def records_by_category(data: PointCloudDataModule, split: Split) -> dict[str, list[CloudRecord]]:
+    """All clouds that runs on this data learn from and are scored on, each once."""
     data.setup("fit")
     records = [*data.records("train"), *data.records("val")]
     if split == "test":
         data.setup("test")
         records += data.records("test")
     # The clouds to validate on may be those that are trained on.
-    of = {name: {r.sample_id: r for r in records if r.category == name} for name in data.category_names}
-    digests = {name: data_digest(records.values()) for name, records in of.items()}
-    return expand(methods, settings, seeds, digests, overrides, output, split, dataset)
+    unique = {record.sample_id: record for record in records}
+    return {name: [r for r in unique.values() if r.category == name] for name in data.category_names}
 
 
 def _check(
-    methods: dict[str, Method], overrides: dict[str, Any], seeds: list[int] | None, jobs: int | None, rank: str | None
+    methods: dict[str, Method],
+    overrides: dict[str, Any],
+    settings: list[Setting] | None,
+    seeds: list[int] | None,
+    jobs: int | None,
+    rank: str | None,
+    datasets: dict[str, dict[str, Any]],
 ) -> None:
     """What would be ignored, or fail only behind all runs, fails now."""
+    for what, names in (("methods", methods), ("datasets", datasets)):
+        for name in names:
+            if not name or name != Path(name).name or name == "..":
+                raise InputError(f"{what}: '{name}'; a run's folder is named after it, so no slashes")
     if rank is not None and rank not in METRICS:
         raise InputError(f"rank: no metric '{rank}'; choose from {', '.join(METRICS)}")
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: {jobs}; at least one run at a time")
-    if seeds is not None and len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds: {seeds}; each one once")
+    for what, values in (("settings", settings), ("seeds", seeds)):
+        if values is not None and not 0 < len(set(values)) == len(values):
+            raise InputError(f"{what}: {values}; at least one, and each one once")
+    if seeds is not None and not all(0 <= seed < 2**32 for seed in seeds):
+        raise InputError(f"seeds: {seeds}; from 0 to 4294967295")
     for name, values in {"overrides": overrides, **{n: method.overrides for n, method in methods.items()}}.items():
         if "seed_everything" in values:
             raise InputError(f"{name}: seed_everything is the grid's; give --seeds")

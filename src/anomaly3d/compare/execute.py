@@ -55,6 +55,7 @@ def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]
     fingerprint = run.folder / "fingerprint"
     if not fingerprint.exists() or fingerprint.read_text() != run.fingerprint:
         # A checkpoint of other settings must not be gone on from.
+        (run.folder / "trained").unlink(missing_ok=True)
         (run.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         fingerprint.write_text(run.fingerprint)
     (run.folder / "progress.json").unlink(missing_ok=True)

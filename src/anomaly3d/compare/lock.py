@@ -22,9 +22,12 @@ def only_one(folder: Path) -> Iterator[int]:
     however they ended.
 
     Raises:
-        InputError: another comparison works in the folder.
+        InputError: another comparison works in the folder, or it is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: is no folder; give another --output") from error
     with (folder / ".lock").open("w") as file:
         give_up = time.monotonic() + _PATIENCE
         while True:

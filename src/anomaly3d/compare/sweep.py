@@ -52,10 +52,10 @@ def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
         raise InputError(f"{file}: no such sweep")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        command, parameters, name = content["command"], content["parameters"], content["metric"]["name"]
+        command, parameters, name = content["command"], dict(content["parameters"]), str(content["metric"]["name"])
     except yaml.YAMLError as error:
         raise InputError(f"{file}: not YAML ({reason(error)})") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: a sweep needs `command`, `parameters` and `metric`") from error
     if content["metric"].get("goal", "maximize") != "maximize":
         raise InputError(f"{file}: goal '{content['metric']['goal']}'; of every metric the largest value is the best")

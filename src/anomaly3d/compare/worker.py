@@ -44,7 +44,7 @@ class Progress(Callback):
 
 
 def execute(folder: Path, split: str, fingerprint: str, data_sha256: str, arguments: list[str]) -> None:
-    """Train (or go on training), test or validate, and write `record.json`, in that order."""
+    """Train (or go on training, unless that has ended), test or validate, and write `record.json`, in that order."""
     # A folder per attempt: a run that was killed keeps the curve of its first part.
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -64,9 +64,15 @@ def execute(folder: Path, split: str, fingerprint: str, data_sha256: str, argume
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     assert isinstance(module, AnomalyModule)
     assert isinstance(data, PointCloudDataModule)
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-    (trainer.test if split == "test" else trainer.validate)(module, data, verbose=False)
+    last, trained = folder / "checkpoints" / "last.ckpt", folder / "trained"
+    if not trained.exists():
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None)
+        if trainer.is_global_zero:
+            trained.touch()
+    module.result = None
+    # From the file in any case: whether a training has just ended, or had before a kill, makes no difference.
+    (trainer.test if split == "test" else trainer.validate)(module, data, ckpt_path=last, verbose=False)
+    module.require_result(split)
     log = Path(trainer.log_dir or folder)
     if not trainer.is_global_zero:
         return

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly3d.data.index import UNKNOWN, CloudRecord, require_unique
@@ -64,6 +63,8 @@ class CloudReader:
         mask = None
         if with_mask and record.mask_path is not None:
             kept, mask = self._masked(record.path, record.mask_path, points, finite)
+            if not mask.any():
+                warnings.warn(f"{record.mask_path}: marks no point, and its cloud counts as defective.", stacklevel=2)
         elif with_mask and record.label == 0:
             mask = np.zeros(len(kept), dtype=bool)
         if len(kept) < self.min_points:
@@ -151,22 +152,17 @@ class CloudDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> PointCloudBatch:
-    """Pack samples; category, label or mask is None for the batch if it is None for one of them."""
+    """Pack samples; category or label is None for the batch if it is None for one of them."""
     clouds = [sample.cloud for sample in samples]
     return PointCloudBatch.pack(
         [torch.from_numpy(cloud.xyz) for cloud in clouds],
         [sample.sample_id for sample in samples],
         category=_all_known([sample.category for sample in samples]),
         label=_all_known([sample.label for sample in samples]),
-        mask=_masks([cloud.mask for cloud in clouds]),
+        mask=[None if cloud.mask is None else torch.from_numpy(cloud.mask) for cloud in clouds],
     )
 
 
 def _all_known(values: list[int | None]) -> list[int] | None:
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else None
-
-
-def _masks(masks: list[Bool[np.ndarray, " N"] | None]) -> list[Tensor] | None:
-    known = [torch.from_numpy(mask) for mask in masks if mask is not None]
-    return known if len(known) == len(masks) else None

@@ -5,7 +5,7 @@
     <category>/masks/<defect>/<stem>.txt  or  <category>/masks/<stem>.txt      optional; .csv and .npy too
 
 `root` holds one folder per category, or is itself the one category. Clouds are .pcd, .ply, .obj, .stl, .xyz, .txt or
-.npy; meshes are sampled. Files directly in `test/` are normal or defective by whether they have a mask; without a
+.npy; meshes are sampled. Files directly in `test/` are defective where their mask marks a point, else normal; without a
 folder of masks their labels are unknown: such clouds can be scored (`predict`) but not evaluated (`test`).
 """
 
@@ -28,7 +28,7 @@ from anomaly3d.data.index import (
     without_copy_suffix,
 )
 from anomaly3d.data.io import CLOUD_SUFFIXES
-from anomaly3d.data.masks import MASK_SUFFIXES
+from anomaly3d.data.masks import MASK_SUFFIXES, read_truth
 from anomaly3d.errors import InputError
 
 _NORMAL = ("good", "normal")
@@ -121,8 +121,9 @@ def _loose_record(path: Path, category: str, masks: Path | None) -> CloudRecord:
     if masks is None:
         return CloudRecord(path, category, "test", UNKNOWN, "unknown", None, source)
     mask = find_mask(masks, path.stem, MASK_SUFFIXES)
-    label = int(mask is not None)
-    return CloudRecord(path, category, "test", label, "defective" if label else "good", mask, source)
+    if mask is None or not read_truth(mask).labels.any():
+        return CloudRecord(path, category, "test", 0, "good", None, source)
+    return CloudRecord(path, category, "test", 1, "defective", mask, source)
 
 
 class CloudFolder(PointCloudDataModule):

@@ -111,10 +111,11 @@ class PointScores(Callback):
             batch.split(batch.mask),
             batch.split(outputs.point_scores),
             outputs.object_scores,
+            [True] * len(batch) if batch.masked is None else batch.masked.tolist(),
             strict=True,
         )
-        for name, xyz, mask, scores, object_score in columns:
-            if name in self.chosen:
+        for name, xyz, mask, scores, object_score, masked in columns:
+            if masked and name in self.chosen:
                 np.savez_compressed(
                     self.folder / f"{file_stem(name)}.npz",
                     sample_id=name,

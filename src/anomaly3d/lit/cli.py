@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
@@ -82,6 +82,14 @@ class AnomalyCLI(LightningCLI):
                 "(<log folder>/checkpoints/last.ckpt), and without it the weights were those of no training"
             )
         check_loggers(config["trainer"])
+
+    def after_validate(self) -> None:
+        """There is a result."""
+        cast(AnomalyModule, self.model).require_result("validate")
+
+    def after_test(self) -> None:
+        """There is a result."""
+        cast(AnomalyModule, self.model).require_result("test")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose first logger has a folder for this run alone."""

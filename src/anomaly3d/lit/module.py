@@ -194,6 +194,13 @@ class AnomalyModule(L.LightningModule):
         self.evaluator = None
         self.test_seconds = time.perf_counter() - self._evaluation_started
 
+    def require_result(self, verb: str) -> None:
+        """Raise InputError if the evaluation that has just ended saw no cloud: Lightning skips it in silence."""
+        if self.result is None:
+            raise InputError(
+                f"{verb}: no clouds; data.val_normal, data.val_defective and the trainer's limits must leave some"
+            )
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,7 +30,10 @@ _IN_ROWS = (
     *("ops_backend", "versions", "git_commit", "config_sha256", "data_sha256", "train_seconds", "test_seconds"),
     *("peak_memory_mib", "peak_gpu_memory_mib", "device", "category_accuracy"),
 )
-_PACKAGES = ("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "pointnet2_ops")
+_PACKAGES = (
+    *("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn"),
+    *("open3d", "open3d-cpu", "pointnet2_ops", "mamba-ssm"),
+)
 
 
 def run_seed() -> int | None:
@@ -52,13 +55,24 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "ops_backend": dict(CHOSEN),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mib": round(peak_memory() / 2**20),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "git_commit": git_commit(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
     }
+
+
+def peak_memory() -> int:
+    """The most memory that this process held at a time, in bytes; data loaders' workers are processes of their own."""
+    try:
+        # Not ru_maxrss, which starts at what the parent held when it started this process.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def settings(config: Path) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.metrics.binned import FPR_LIMIT, Bounded, binned_aupro, binned_auroc, binned_average_precision
 from anomaly3d.metrics.functional import checked
 from anomaly3d.metrics.grid import CELLS, MOST, Grid
@@ -94,9 +94,14 @@ class ScoreHistograms(Metric):
             overlap: weight of each of the A anomalous samples for AUPRO, in order: 1 / (points of its region).
             category: which one.
 
-        Raises ValueError as `ranking_metrics` does: shapes, types, NaN and infinite scores.
+        Raises ValueError as `ranking_metrics` does (shapes, types, NaN and infinite scores), for a category that there
+        is not, and for weights that are not one positive number for each anomalous sample. Nothing is counted then.
         """
+        if not 0 <= category < len(self.level):
+            raise ValueError(f"category {category}: there are {len(self.level)}, counted from 0")
         scores, target = checked(scores.detach().float(), target)
+        if overlap is not None and not (len(overlap) == int(target.sum()) and (overlap > 0).all()):
+            raise ValueError(f"overlap: give a positive weight for each of the {int(target.sum())} anomalous samples")
         if not len(scores):
             return
         scores, target = scores.to(self.positives.device), target.to(self.positives.device)
@@ -237,7 +242,7 @@ class BinnedAveragePrecision(ScoreHistograms):
 class BinnedAUPRO(ScoreHistograms):
     """Area under the per-region overlap curve up to a false positive rate, in fixed memory, with bounds.
 
-    Give `update` the weights 1 / (points of its region) of the anomalous points (`metrics/regions.py`); mathematics in
+    `update` needs the weights 1 / (points of its region) of the anomalous points (`metrics/regions.py`); mathematics in
     `binned_aupro`. `compute` returns `Bounded(value, lower, upper)`, each a float64 of shape (categories,), a scalar
     for one.
 
@@ -255,7 +260,20 @@ class BinnedAUPRO(ScoreHistograms):
 
     def __init__(self, limit: float = FPR_LIMIT, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_range(1e-6, 1, limit=limit)
         self.limit = limit
+
+    def update(
+        self,
+        scores: Float[Tensor, " N"],
+        target: Bool[Tensor, " N"] | Int[Tensor, " N"],
+        overlap: Float64[Tensor, " A"] | None = None,
+        category: int = 0,
+    ) -> None:
+        """As `ScoreHistograms.update`, with weights where there is an anomalous sample."""
+        if overlap is None and bool(target.any()):
+            raise ValueError("overlap: AUPRO needs a weight for each anomalous sample")
+        super().update(scores, target, overlap, category)
 
     def compute(self) -> Bounded:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Value and bounds per category."""

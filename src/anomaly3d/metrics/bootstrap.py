@@ -1,5 +1,12 @@
 """Confidence intervals by bootstrap over clouds (Efron and Tibshirani, 1993, chapter 13: percentile intervals).
 
+Percentiles of few clouds are too near to each other: they are taken further out, by Student's t and the root of
+n / (n - 1) for the n scans of the rarer label (Hesterberg, 2015, The American Statistician 69, "expanded percentile").
+No draw from clouds in perfect order knows that others may not be: of 6 normal and 12 anomalous clouds at an AUROC of
+0.98 the bootstrap held it in 46 % of 400 trials, the interval of Newcombe (2006, Statistics in Medicine 25, method 5)
+in 97 %, and at 0.76 in 90 and 97 % at the same width. So O-AUROC has Newcombe's, of as many clouds as there are scans.
+The other metrics have no such remedy: an interval from 100 to 100 of theirs says nothing.
+
 The clouds of a category are drawn with replacement, the normal and the anomalous ones apart, so that both numbers stay.
 A cloud is drawn with all its points, and with all others of its source: a cut or copied scan is no second observation.
 A replicate is a vector of multiplicities k, and its histogram the sum of k times the histograms of the single clouds:
@@ -17,6 +24,9 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Shaped
+from scipy.optimize import brentq
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from anomaly3d.metrics.binned import binned_aupro, binned_auroc, binned_average_precision
 from anomaly3d.metrics.result import Interval
@@ -51,6 +61,8 @@ def confidence_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of o_auroc, o_aupr and, with `points`, p_auroc, p_aupr and aupro of one category.
 
+    Without clouds of both labels those of the points alone.
+
     The same clouds in the same order give the same intervals in every process and run.
 
     Args:
@@ -62,10 +74,17 @@ def confidence_intervals(
         seed: of the draws.
         source: of each cloud: what derives from the same scan is drawn together; None: each has its own.
     """
+    source = np.arange(len(label)) if source is None else source
     drawn = multiplicities(label, replicates, np.random.default_rng([seed, crc32(name.encode())]), source)
-    one_hot = (object_score[:, None] == np.unique(object_score)).astype(np.float64)
-    objects = (one_hot * label[:, None], one_hot * ~label[:, None])
-    found = _intervals(drawn, {"o_auroc": (binned_auroc, *objects), "o_aupr": (binned_average_precision, *objects)})
+    scans = [len(np.unique(source[label == truth])) for truth in (False, True)]
+    tail = _tail(min(filter(None, scans), default=0))
+    found: dict[str, Interval] = {}
+    if all(scans):
+        one_hot = (object_score[:, None] == np.unique(object_score)).astype(np.float64)
+        objects = (one_hot * label[:, None], one_hot * ~label[:, None])
+        auroc = binned_auroc(*(torch.from_numpy(counts.sum(0)) for counts in objects)).value.item()
+        found = {"o_auroc": newcombe(auroc, *scans)}
+        found |= _intervals(drawn, {"o_aupr": (binned_average_precision, *objects)}, tail)
     if points is None:
         return found
     edges = _edges(points)
@@ -77,20 +96,19 @@ def confidence_intervals(
         "p_aupr": (binned_average_precision, positives, negatives),
         "aupro": (binned_aupro, overlap, negatives),
     }
-    return found | _intervals(drawn, of_points)
+    return found | _intervals(drawn, of_points, tail)
 
 
 def multiplicities(
     label: Bool[np.ndarray, " C"],
     replicates: int,
     rng: np.random.Generator,
-    source: Int[np.ndarray, " C"] | None = None,
+    source: Int[np.ndarray, " C"],
 ) -> Int[np.ndarray, "R C"]:
     """How often each replicate draws each cloud; every replicate has as many sources of each label as there are.
 
-    Clouds of one `source` are drawn together; None: each has its own.
+    Clouds of one `source` are drawn together.
     """
-    source = np.arange(len(label)) if source is None else source
     drawn = np.zeros((replicates, len(label)), dtype=np.int64)
     for truth in (False, True):
         of_label = label == truth
@@ -101,9 +119,33 @@ def multiplicities(
     return drawn
 
 
-def _intervals(drawn: Int[np.ndarray, "R C"], metrics: Mapping[str, tuple]) -> dict[str, Interval]:
+def newcombe(auroc: float, normal: int, anomalous: int) -> Interval:
+    """The AUROCs t from which the one of so many clouds lies within z standard errors (Newcombe 2006, method 5).
+
+    V(t) = t (1 - t) (1 + m ((1 - t) / (2 - t) + t / (1 + t))) / (P n),    m = (P + n) / 2 - 1
+    """
+    z = norm.ppf((1 + LEVEL) / 2)
+    more = (normal + anomalous) / 2 - 1
+
+    def beyond(t: float) -> float:
+        variance = t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / (normal * anomalous)
+        return abs(auroc - t) - z * variance**0.5
+
+    # Not from 0 or 1 itself, whose variance is zero.
+    low = brentq(beyond, 0.0, auroc - 1e-9) if auroc > 1e-9 else 0.0
+    high = brentq(beyond, auroc + 1e-9, 1.0) if auroc < 1 - 1e-9 else 1.0
+    return float(low), float(high)  # pyright: ignore[reportArgumentType]
+
+
+def _tail(scans: int) -> float:
+    """Share of the replicates beyond an end of the interval, from so many scans of the rarer label."""
+    if scans < 2:
+        return 0.0
+    return float(norm.cdf(student.ppf((1 - LEVEL) / 2, scans - 1) * (scans / (scans - 1)) ** 0.5))
+
+
+def _intervals(drawn: Int[np.ndarray, "R C"], metrics: Mapping[str, tuple], tail: float) -> dict[str, Interval]:
     """Interval of each metric, given as its function and its two histograms per cloud; NaN where it is undefined."""
-    tail = (1 - LEVEL) / 2
     found = {}
     for metric, (function, *histograms) in metrics.items():
         per_cloud = [torch.from_numpy(histogram) for histogram in histograms]

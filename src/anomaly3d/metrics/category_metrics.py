@@ -56,7 +56,7 @@ def category_result(
     found = {} if of_clouds else _of_clouds(clouds, thresholds)
     if not of_points:
         found |= _of_points(clouds, pool, thresholds)
-    if replicates and not of_clouds:
+    if replicates and not (of_clouds and of_points):
         found |= _intervals(name, clouds, not of_points, replicates)
     undefined = dict.fromkeys(("o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"), float("nan"))
     counts = {

@@ -27,12 +27,12 @@ class _RankingMetric(ListStateMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_list_state("scores", torch.float32)
+        self.add_list_state("scores", torch.float64)
         self.add_list_state("target", torch.bool)
 
     def update(self, scores: Float[Tensor, " N"], target: Bool[Tensor, " N"] | Int[Tensor, " N"]) -> None:
-        """Add N scores (any finite value, kept as float32) with their truth (1 or true is an anomaly)."""
-        scores, target = checked(scores.float(), target)
+        """Add N scores (floating point of any precision, finite) with their truth (1 or true is an anomaly)."""
+        scores, target = checked(scores, target)
         self.append(scores=scores, target=target)
 
 
@@ -40,7 +40,7 @@ class AUROC(_RankingMetric):
     """Exact area under the ROC curve of a score without bounds.
 
     The probability that an anomaly scores higher than a normal sample, a tie counting one half. NaN while one of the
-    two classes is missing. States grow by 5 bytes per score and are gathered over processes; repeated samples count
+    two classes is missing. States grow by 9 bytes per score and are gathered over processes; repeated samples count
     as often as they were given (`Evaluator` removes them).
 
     Example:

@@ -72,7 +72,7 @@ class Evaluator(nn.Module):
 
     @torch.no_grad()
     def update(self, prediction: AnomalyPrediction, batch: PointCloudBatch) -> None:
-        """Add the clouds of one batch; without a mask they count for the object metrics only.
+        """Add the clouds of one batch; those without a mask count for the object metrics only.
 
         Raises:
             InputError: the batch has no labels or others than 0 and 1, or no categories although there are several.
@@ -90,12 +90,9 @@ class Evaluator(nn.Module):
         again = [cloud_id in self._met or cloud_id in ids[:index] for index, cloud_id in enumerate(ids)]
         self._met.update(ids)
         points = batch.offsets.diff()
-        if batch.mask is None:
-            summaries = [NOTHING] * len(batch)
-            self._add_points(prediction.point_scores[:0].float(), torch.empty(0, dtype=torch.bool), NOTHING, 0, False)
-        else:
-            summaries = self._add_clouds(prediction, batch, category, again)
-        with_truth = torch.zeros_like(points) if batch.mask is None else points
+        masked = torch.full((len(batch),), batch.mask is not None) if batch.masked is None else batch.masked.cpu()
+        summaries = self._add_clouds(prediction, batch, category, masked.tolist(), again)
+        with_truth = points * masked.to(points.device)
         self.records.update(
             cloud_id=torch.tensor(ids, dtype=torch.int64),
             source=torch.tensor([stable_id(self.sources.get(name, name)) for name in batch.sample_id]),
@@ -159,15 +156,24 @@ class Evaluator(nn.Module):
         self._met.clear()
 
     def _add_clouds(
-        self, prediction: AnomalyPrediction, batch: PointCloudBatch, category: Int[Tensor, " B"], again: list[bool]
+        self,
+        prediction: AnomalyPrediction,
+        batch: PointCloudBatch,
+        category: Int[Tensor, " B"],
+        masked: list[bool],
+        again: list[bool],
     ) -> list[CloudSummary]:
-        """Pool the points of the clouds; what is kept of each besides."""
-        assert batch.mask is not None
+        """Pool the points of the clouds that have a truth; what is kept of each besides."""
         threshold = None if self.thresholds is None else self.thresholds.point
-        scores, masks = batch.split(prediction.point_scores.float()), batch.split(batch.mask)
-        clouds = zip(scores, masks, batch.clouds(), category.tolist(), again, strict=True)
+        scores = batch.split(prediction.point_scores.float())
+        masks = [None] * len(batch) if batch.mask is None else batch.split(batch.mask)
+        clouds = zip(scores, masks, batch.clouds(), category.tolist(), masked, again, strict=True)
         summaries = []
-        for score, mask, xyz, index, repeat in clouds:
+        for score, mask, xyz, index, known, repeat in clouds:
+            if mask is None or not known:
+                summaries.append(NOTHING)
+                self._add_points(score[:0], torch.empty(0, dtype=torch.bool), NOTHING, index, repeat)
+                continue
             summaries.append(summarise(score.cpu().numpy(), mask.cpu().numpy(), xyz.cpu().numpy(), threshold))
             self._add_points(score, mask, summaries[-1], index, repeat)
         return summaries

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly3d.errors import InputError
-from anomaly3d.metrics.result import METRICS, mean_interval
+from anomaly3d.metrics.result import METRICS, POINT_METRICS, mean_interval
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Published, published_metrics, published_of
 from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
@@ -21,8 +21,9 @@ RUN_COLUMNS = ("method", "setting", "dataset", "seed", "protocol")
 _GROUP = ["dataset", "protocol", "method", "setting"]
 _CLOUDS = ["clouds", "anomalous_clouds"]
 _ENDS = [f"{metric}_ci_{end}" for metric in METRICS for end in ("low", "high")]
+_BOUNDS = [f"{metric}_{end}" for metric in POINT_METRICS for end in ("lower", "upper")]
 _PUBLISHED = "Published: what the papers report, on their data; difference: ours minus theirs."
-_OPTIONAL = ["aupro", *_ENDS, *_CLOUDS]
+_OPTIONAL = ["aupro", *_ENDS, *_BOUNDS, *_CLOUDS, "category_accuracy"]
 """Columns that the records of older versions lack."""
 
 
@@ -32,11 +33,13 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     Args:
         runs: one row per run and category, with the columns method, setting, dataset, seed, protocol, category,
             o_auroc, o_aupr, p_auroc, p_aupr (fractions; NaN where undefined) and, where the runs have them, aupro,
-            each metric's `_ci_low` and `_ci_high`, clouds and anomalous_clouds; further columns are ignored.
+            each metric's `_ci_low` and `_ci_high`, each point metric's `_lower` and `_upper`, clouds, anomalous_clouds
+            and category_accuracy; further columns are ignored.
 
     Returns:
         One row per group in order of appearance: the four names, `seeds`, `categories` (the fewest that a metric of
-        a seed is a mean over), each metric's `_mean`, `_std`, `_ci_low` and `_ci_high`, and the test clouds of a seed.
+        a seed is a mean over), each metric's `_mean`, `_std`, `_ci_low` and `_ci_high`, the certain bounds of each
+        point metric's mean, `_lower` and `_upper`, the test clouds of a seed, and the category accuracy.
         The mean over categories is taken per seed; mean and sample deviation (NaN for one seed) are over seeds. The
         95 % interval is of the draw of test clouds, which seeds share, so its ends are means over seeds; deviation and
         interval are of different causes, and neither holds the other.
@@ -52,9 +55,14 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     for metric in METRICS:
         ends = [_mean_interval(rows, metric) for _, rows in by_seed]
         per_seed[[f"{metric}_ci_low", f"{metric}_ci_high"]] = ends
+    per_seed[_BOUNDS] = by_seed[_BOUNDS].mean()
     for name in _CLOUDS:
         per_seed[name] = by_seed[name].sum(min_count=1)
-    means = _over_seeds(per_seed.reset_index(), _GROUP)
+    per_seed["category_accuracy"] = by_seed["category_accuracy"].mean()
+    per_seed = per_seed.reset_index()
+    means = _over_seeds(per_seed, _GROUP)
+    accuracy: Any = per_seed.groupby(_GROUP, sort=False, as_index=False)["category_accuracy"]
+    means = means.merge(accuracy.mean(), on=_GROUP)
     return means.merge(fewest.groupby(_GROUP, sort=False, as_index=False)["categories"].min(), on=_GROUP)
 
 
@@ -68,7 +76,8 @@ def comparison_tables(
 ) -> list[Table]:
     """One table per data set: rows are method, setting and protocol, columns the metrics' means over categories.
 
-    O-AUROC, over few clouds the least certain, has its 95 % interval beside it. Metrics that have `published` values
+    O-AUROC, over few clouds the least certain, has its 95 % interval beside it, and a method that says which category a
+    cloud is of how often it is right. Metrics that have `published` values
     get a column of them, on the paper's data, whatever data these runs had, and one of ours minus theirs.
     """
     published = _of_these(runs, published)
@@ -82,7 +91,9 @@ def comparison_tables(
         footer = [f"Percent; mean over {most:.0f} of {total} categories{deviation}."]
         with_intervals = any(row["o_auroc_interval"] for row in rows)
         if with_intervals:
-            footer.append("95 %: interval of the mean, by bootstrap over the clouds of each category.")
+            footer.append("95 %: interval of the mean, for other test clouds of the same categories.")
+        footer += _errors(rows)
+        named = any(not math.isnan(row["category_accuracy"]) for row in rows)
         footer += [_PUBLISHED] if reported else []
         footer += [
             f"{row['method']} ({row['setting']}, {row['protocol']}) has a mean over {row['categories']:.0f} categories "
@@ -95,6 +106,7 @@ def comparison_tables(
                 *(str(row[name]) for name in ("method", "setting", "protocol")),
                 *map(row.get, METRICS),
                 *([row["o_auroc_interval"]] if with_intervals else []),
+                *([percent(row["category_accuracy"])] if named else []),
                 str(row["seeds"]),
                 *(cell for m in reported for cell in _published(row, m, published)),
             ]
@@ -102,6 +114,7 @@ def comparison_tables(
         ]
         columns = ["method", "setting", "protocol", *HEADINGS.values()]
         columns += ["O-AUROC 95 %"] if with_intervals else []
+        columns += ["category accuracy"] if named else []
         columns += ["seeds", *(f"{HEADINGS[m]} {what}" for m in reported for what in ("published", "difference"))]
         tables.append(Table(columns, cells, labels=3, footer=[*footer, *provenance], title=dataset))
     return tables
@@ -135,7 +148,7 @@ def category_tables(
                 if has_published:
                     line.extend(("", "") if row is None else _published(row, metric, published))
         footer = [
-            "Percent; in brackets the 95 % interval by bootstrap over clouds."
+            "Percent; in brackets the 95 % interval, for other test clouds."
             if any(row[f"{metric}_interval"] for row in means)
             else "Percent."
         ]
@@ -216,6 +229,21 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
     return f"{row[metric]} [{interval}]" if interval else row[metric]
 
 
+def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the point metrics' means are certain to, where they come from histograms."""
+    errors = {
+        metric: max(
+            (max(row[f"{metric}_mean"] - row[f"{metric}_lower"], row[f"{metric}_upper"] - row[f"{metric}_mean"]))
+            for row in rows
+        )
+        for metric in POINT_METRICS
+    }
+    if not any(error > 0 for error in errors.values()):
+        return []
+    listed = ", ".join(f"{HEADINGS[metric]} {100 * error:.2g}" for metric, error in errors.items())
+    return [f"Point metrics from histograms; certain bounds on the error of a mean, at most: {listed}."]
+
+
 def _mean_interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
     """Of the mean over one run's categories."""
     defined = rows[rows[metric].notna()]
@@ -225,7 +253,7 @@ def _mean_interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
 
 def _over_seeds(runs: pd.DataFrame, group: list[str]) -> pd.DataFrame:
     statistics = {f"{m}_{name}": (m, name) for m in METRICS for name in ("mean", "std")}
-    statistics |= {end: (end, "mean") for end in _ENDS} | {name: (name, "max") for name in _CLOUDS}
+    statistics |= {end: (end, "mean") for end in [*_ENDS, *_BOUNDS]} | {name: (name, "max") for name in _CLOUDS}
     grouped: Any = runs.groupby(group, sort=False)
     table = grouped.agg(seeds=("seed", "nunique"), **statistics).reset_index()
     return table.astype({name: "int64" for name in _CLOUDS if table[name].notna().all()})  # else empty, and float

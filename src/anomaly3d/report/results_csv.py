@@ -126,6 +126,8 @@ def _scores(key: tuple[str, str, str, str], numbers: list[_Number]) -> Scores:
         _add_clouds(scores, number)
     scores.means = [_printed([number.value])[0] for number in numbers if _is_mean(number.row)]
     scores.seeds = max(_whole(number, "seeds", default=1) for number in numbers)
+    if not scores.seeds:
+        raise InputError(f"{numbers[0].where}, column seeds: 0; a number is the mean over one seed or more.")
     return scores
 
 

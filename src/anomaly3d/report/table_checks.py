@@ -21,6 +21,8 @@ from anomaly3d.report.tables import HEADINGS, Table, percent
 
 _MOST_PAIRS, _MOST_TIED_PAIRS = 40_000, 1_000
 """Pairs of clouds for which the largest AP takes seconds, without and with ties [ours]."""
+_MOST_STEPS = 10_000_000
+"""Steps of an O-AUROC that are listed, so many numbers for each cell [ours]."""
 _UNKNOWN = "are not known; a table may give them in columns clouds and anomalous_clouds"
 
 
@@ -50,6 +52,10 @@ def attainable_table(scores: Sequence[Scores]) -> Table:
         if unknown := [name for name in entry.cells if name not in clouds]:
             names = ", ".join(unknown)
             notes[f"{_dataset(entry)}: not checked are {names}, whose numbers of test clouds {_UNKNOWN}."] = None
+        steps = {name: 2 * entry.seeds * normal * anomalous for name, (normal, anomalous) in clouds.items()}
+        if many := [name for name in clouds if steps[name] > _MOST_STEPS and entry.cells[name].decimals > 6]:
+            clouds = {name: counts for name, counts in clouds.items() if name not in many}
+            notes[f"{_dataset(entry)}: not checked are {', '.join(many)}, of over {_MOST_STEPS:,} steps."] = None
         if not clouds:
             continue
         untied, tied = (_attainable(entry, clouds, per_pair) for per_pair in (1, 2))

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "^": "\\textasciicircum{}", "~": "\\textasciitilde{}"},
+    **{"–": "--", "±": "$\\pm$", "·": "$\\cdot$"},
+}
 HEADINGS = {"o_auroc": "O-AUROC", "o_aupr": "O-AUPR", "p_auroc": "P-AUROC", "p_aupr": "P-AUPR", "aupro": "AUPRO"}
 
 
@@ -205,9 +210,7 @@ def _largest_error(row: CategoryResult, metric: str) -> float:
 
 def _tex(text: str) -> str:
     """Text with LaTeX's own characters escaped."""
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("–", "--").replace("±", "$\\pm$").replace("·", "$\\cdot$")
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _category_cells(row: CategoryResult) -> list[str]:
