@@ -19,6 +19,7 @@ from anomaly3d.metrics.binned_classes import (
     BinnedAUPRO,
     BinnedAUROC,
     BinnedAveragePrecision,
+    BinnedF1Max,
     ScoreHistograms,
     bins_per_category,
 )
@@ -311,9 +312,22 @@ def test_updates_that_would_corrupt_the_counts_are_refused():
             BinnedAUPRO(limit=limit)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_f1_max_is_attained_and_nothing_exceeds_its_bound(seed):
+    scores, target = shifted(5000, seed)
+    metric = BinnedF1Max()
+    for part in (slice(2000), slice(2000, None)):
+        metric.update(scores[part], target[part])
+    exact = tied_bins(scores, target)
+    best = binned_classes.binned_f1_max(exact.positives, exact.negatives).value
+    value, _, upper = metric.compute()
+    assert value - 1e-12 <= best <= upper + 1e-12
+    assert upper - value < 5e-3
+
+
 def test_docstring_examples():
     outcome = doctest.testmod(binned_classes)
-    assert outcome.attempted == 13
+    assert outcome.attempted == 17
     assert outcome.failed == 0
 
 

@@ -11,7 +11,15 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from anomaly3d.errors import InputError, check_range
-from anomaly3d.metrics.binned import FPR_LIMIT, Bounded, binned_aupro, binned_auroc, binned_average_precision
+from anomaly3d.metrics.binned import (
+    FPR_LIMIT,
+    Bounded,
+    F1Max,
+    binned_aupro,
+    binned_auroc,
+    binned_average_precision,
+    binned_f1_max,
+)
 from anomaly3d.metrics.functional import checked
 from anomaly3d.metrics.grid import CELLS, MOST, Grid
 
@@ -278,3 +286,22 @@ class BinnedAUPRO(ScoreHistograms):
     def compute(self) -> Bounded:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Value and bounds per category."""
         return binned_aupro(self.overlap, self.negatives, self.limit)
+
+
+class BinnedF1Max(ScoreHistograms):
+    """The largest F1 of any threshold in fixed memory, with a bound.
+
+    `compute` returns `F1Max(value, bin, upper)`, each of shape (categories,): the largest F1 with a bin's lower edge as
+    threshold, that bin, and what the F1 of no threshold exceeds.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = BinnedF1Max()
+        >>> metric.update(tensor([-3.0, 0.2, 7.5, 0.2]), tensor([0, 1, 1, 0]))
+        >>> metric.compute().value
+        tensor(0.8000, dtype=torch.float64)
+    """
+
+    def compute(self) -> F1Max:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Value, bin and bound per category."""
+        return binned_f1_max(self.positives, self.negatives)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+from torchmetrics import Metric
 
-from anomaly3d.metrics.functional import checked, ranking_metrics
+from anomaly3d.errors import check_range
+from anomaly3d.metrics.binned import FPR_LIMIT, binned_aupro, binned_f1_max, tied_bins
+from anomaly3d.metrics.functional import auroc, checked, ranking_metrics
 from anomaly3d.metrics.states import ListStateMetric
 
 
@@ -75,3 +78,104 @@ class AveragePrecision(_RankingMetric):
     def compute(self) -> Float[Tensor, ""]:
         """Float64 scalar in [0, 1], or NaN."""
         return ranking_metrics(self.concatenated("scores"), self.concatenated("target")).average_precision
+
+
+class F1Max(_RankingMetric):
+    """The largest F1 of any threshold that is one of the scores: `score >= threshold` is called an anomaly.
+
+    The threshold is chosen by the truth, so it is no result of a detector that has to decide. NaN while one of the two
+    classes is missing. States as in `AUROC`.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = F1Max()
+        >>> metric.update(tensor([-3.0, 0.2, 7.5, 0.2]), tensor([0, 1, 1, 0]))
+        >>> metric.compute()
+        tensor(0.8000, dtype=torch.float64)
+    """
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Float64 scalar in [0, 1], or NaN."""
+        bins = tied_bins(self.concatenated("scores"), self.concatenated("target"))
+        return binned_f1_max(bins.positives, bins.negatives).value
+
+
+class AUPRO(_RankingMetric):
+    """Area under the per-region overlap curve up to a false positive rate, exact (`binned.binned_aupro`).
+
+    States as in `AUROC`, and 8 bytes more per anomalous sample.
+
+    Args:
+        limit: largest false positive rate.
+        kwargs: as torchmetrics' `Metric`.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = AUPRO(limit=0.5)
+        >>> metric.update(tensor([3.0, 1.0, 2.0, 0.0]), tensor([1, 1, 0, 0]), tensor([0.5, 0.5]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    overlap: list[Tensor] | Tensor
+
+    def __init__(self, limit: float = FPR_LIMIT, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_range(1e-6, 1, limit=limit)
+        self.limit = limit
+        self.add_list_state("overlap", torch.float64)
+
+    def update(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        scores: Float[Tensor, " N"],
+        target: Bool[Tensor, " N"] | Int[Tensor, " N"],
+        overlap: Float64[Tensor, " A"],
+    ) -> None:
+        """Add N scores with their truth, and the weight 1 / (points of its region) of each of the A anomalous ones."""
+        scores, target = checked(scores, target)
+        if not (len(overlap) == int(target.sum()) and (overlap > 0).all()):
+            raise ValueError(f"overlap: give a positive weight for each of the {int(target.sum())} anomalous samples")
+        super().update(scores, target)
+        self.append(overlap=overlap)
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Float64 scalar in [0, 1], or NaN."""
+        bins = tied_bins(*(self.concatenated(name) for name in ("scores", "target", "overlap")))
+        return binned_aupro(bins.weight, bins.negatives, self.limit).value
+
+
+class PerCloudAUROC(Metric):
+    """Mean over clouds of the AUROC of a single cloud's points; not that of all points pooled, which is `AUROC`.
+
+    A cloud with points of one class only has none, and is left out. NaN if all are.
+
+    Example:
+        >>> from torch import tensor
+        >>> metric = PerCloudAUROC()
+        >>> metric.update(tensor([0.1, 0.9]), tensor([0, 1]))
+        >>> metric.update(tensor([5.0, 4.0, 3.0]), tensor([0, 1, 0]))
+        >>> metric.compute()
+        tensor(0.7500, dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    clouds: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("clouds", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Float[Tensor, " N"], target: Bool[Tensor, " N"] | Int[Tensor, " N"]) -> None:
+        """Add one cloud: the scores of its points, and their truth."""
+        value = auroc(scores, target)
+        if not value.isnan():
+            self.total += value.to(self.total)
+            self.clouds += 1
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Float64 scalar in [0, 1], or NaN."""
+        return self.total / self.clouds
