@@ -139,6 +139,19 @@ def test_the_templates_frame_is_that_of_training_and_scoring(name: str, monkeypa
     assert {round(r, 4) for r in seen} == {round(r, 4) for r in radii}
 
 
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in MODELS), ("sedir", {"relative": True})])
+def test_the_order_of_a_scan_s_points_changes_no_score(name: str, more: dict[str, Any]):
+    pytest.importorskip("open3d", exc_type=ImportError)
+    detector = trained(name, **more)
+    detector.finish_pass()
+    detector.eval()
+    scan = turned(one_side(wedge(6000, 9)), 3)
+    order = torch.randperm(len(scan), generator=torch.Generator().manual_seed(0))
+    one, other = (detector.score(PointCloudBatch.pack([xyz], ["a"])) for xyz in (scan, scan[order]))
+    assert torch.equal(one.point_scores[order], other.point_scores)
+    assert torch.equal(one.object_scores, other.object_scores)
+
+
 def test_a_pass_over_the_training_clouds_registers_each_once(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("open3d", exc_type=ImportError)
     detector = trained("mamba", views=8)
