@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 
 from anomaly3d import __version__
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, parser_reason
 
 USAGE = """\
 usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
@@ -61,6 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         # A data loader's worker wraps the message in its traceback; the last line is ours.
         print(f"anomaly3d: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
         sys.exit(2)
+    except ArgumentError as error:
+        message = f"{parser_reason(error)} (`anomaly3d {args[0]} --help` lists what there is)"
+        print(f"anomaly3d: {message}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -76,7 +81,7 @@ def _generate(args: list[str]) -> None:
 
     from anomaly3d.data.synthetic.generate import generate
 
-    auto_cli(generate, args=args[1:], prog="anomaly3d generate", as_positional=False)
+    auto_cli(generate, args=args[1:], prog="anomaly3d generate", as_positional=False, exit_on_error=False)
 
 
 def _compare(args: list[str]) -> None:
@@ -102,7 +107,7 @@ def _ice(args: list[str]) -> None:
 
     from anomaly3d.ice import ice
 
-    auto_cli(ice, args=args[1:], prog="anomaly3d ice", as_positional=False)
+    auto_cli(ice, args=args[1:], prog="anomaly3d ice", as_positional=False, exit_on_error=False)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,19 @@ def reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def parser_reason(error: Exception) -> str:
+    """What a parser of jsonargparse found wrong, on one line, without the list of types that it tried."""
+    kept = []
+    for line in str(error).splitlines():
+        text = line.strip().removeprefix("- ")
+        if text and not text.startswith(_PARSER_NOISE) and "NestedArg" not in text:
+            kept.append(text.removeprefix("Parser key ").replace("<class '", "").replace("'>", "").rstrip(":"))
+    return ": ".join(kept)
+
+
+_PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Expected a <class 'NoneType'>")
+
+
 def check_heads(width: int, heads: int) -> None:
     """Raise InputError where attention can't share its channels out among the heads."""
     if heads < 1 or width % heads:

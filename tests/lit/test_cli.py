@@ -140,6 +140,32 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert {k: json.loads(other.read_text())[k] for k in same} == {k: record[k] for k in same}
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["fit", "--config", "{conf}", "--data.rot", "x"], "Option 'rot' is not accepted"),
+        (["fit", "--config", "{conf}", "--model.detector.init_args.widht", "3"], "Option 'widht' is not accepted"),
+        (["fit", "--config", "{conf}", "--trainer.max_epochs", "ten"], '"trainer.max_epochs": Expected a int'),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["fit"], "model.detector, "),
+        (["pretrain", "--rot", "x"], "unrecognized arguments: --rot x"),
+        (["compare", "--jobs", "two", "--methods", "{{}}", "--output", "o"], '"jobs": Expected a int'),
+        (["generate", "--rot", "x"], "--rot x"),
+        (["ice", "--rot", "x"], "--rot x"),
+    ],
+)
+def test_wrong_arguments_are_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
+    with pytest.raises(SystemExit) as stop:
+        main([arg.format(conf=conf) for arg in args])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("anomaly3d: ")
+    assert said in error
+    assert f"`anomaly3d {args[0]} --help`" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_validation_without_clouds_is_no_success(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"

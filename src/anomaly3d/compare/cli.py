@@ -23,7 +23,7 @@ def run(args: Sequence[str]) -> None:
     function = search if searches else compare
     also = "" if searches else "With --sweep FILE instead: run a W&B sweep without a server (--sweep FILE --help)."
     description = (function.__doc__ or "").partition("Args:")[0] + also
-    parser = ArgumentParser(prog="anomaly3d compare", description=description)
+    parser = ArgumentParser(prog="anomaly3d compare", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="file with these arguments")
     parser.add_function_arguments(function, as_group=False)
     parsed = parser.parse_args(list(others))

@@ -45,7 +45,7 @@ class AnomalyCLI(LightningCLI):
             auto_configure_optimizers=False,  # the schedule is the module's: its settings are plain config keys
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},  # of a run that was given its `version`, to go on in its folder
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d"},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d", "exit_on_error": False},
             trainer_defaults={"callbacks": [ResultTable(), PredictionFiles(), HeatMaps(), RandomState(), *callbacks]},
             args=args,
             **kwargs,

@@ -32,7 +32,7 @@ class PretrainingCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d pretrain"},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "anomaly3d pretrain", "exit_on_error": False},
             trainer_defaults={"reload_dataloaders_every_n_epochs": 1},
             args=args,
             run=False,
