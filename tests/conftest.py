@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -37,6 +38,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate(
         root, categories=["flange", "gear"], templates=2, normals=2, defects_per_kind=1, points=1000, seed=0
     )
+
+
+@pytest.fixture(scope="session")
+def open3d() -> ModuleType:
+    """The optional package; a test that needs it is skipped where it, or a system library of its own, is missing."""
+    return pytest.importorskip("open3d", exc_type=ImportError)
 
 
 CONF = Path(__file__).parent / "conf"

@@ -27,38 +27,35 @@ def header(points: int, data: str, fields="x y z", size="4 4 4", kind="F F F", c
     return HEADER.format(points=points, data=data, fields=fields, size=size, kind=kind, count=count).encode()
 
 
-@pytest.fixture
-def o3d() -> ModuleType:
-    return pytest.importorskip("open3d", exc_type=ImportError)  # or a system library of its own is missing
-
-
-def by_open3d(o3d: ModuleType, path: Path) -> np.ndarray:
-    return np.asarray(o3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False).points)
+def by_open3d(open3d: ModuleType, path: Path) -> np.ndarray:
+    return np.asarray(
+        open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False).points
+    )
 
 
 @pytest.mark.parametrize("ascii_", [False, True])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_reads_what_open3d_writes(
-    o3d: ModuleType, tmp_path: Path, rng: np.random.Generator, ascii_: bool, compressed: bool
+    open3d: ModuleType, tmp_path: Path, rng: np.random.Generator, ascii_: bool, compressed: bool
 ) -> None:
     xyz = rng.normal(size=(300, 3))
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(xyz))
-    cloud.normals = o3d.utility.Vector3dVector(rng.normal(size=(300, 3)))
-    cloud.colors = o3d.utility.Vector3dVector(rng.random((300, 3)))
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz))
+    cloud.normals = open3d.utility.Vector3dVector(rng.normal(size=(300, 3)))
+    cloud.colors = open3d.utility.Vector3dVector(rng.random((300, 3)))
     path = tmp_path / "a.pcd"
-    o3d.io.write_point_cloud(str(path), cloud, write_ascii=ascii_, compressed=compressed)
+    open3d.io.write_point_cloud(str(path), cloud, write_ascii=ascii_, compressed=compressed)
     np.testing.assert_allclose(
-        read_pcd(path), by_open3d(o3d, path), rtol=1e-6, atol=1e-9
+        read_pcd(path), by_open3d(open3d, path), rtol=1e-6, atol=1e-9
     )  # open3d reads text as double
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_written_is_read(o3d: ModuleType, tmp_path: Path, rng: np.random.Generator, dtype: type) -> None:
+def test_what_is_written_is_read(open3d: ModuleType, tmp_path: Path, rng: np.random.Generator, dtype: type) -> None:
     xyz = rng.normal(size=(50, 3)).astype(dtype)
     xyz[7] = np.nan
     write_pcd(tmp_path / "a.pcd", xyz)
     if dtype is np.float32:  # open3d gives zeros for 8-byte coordinates
-        np.testing.assert_array_equal(by_open3d(o3d, tmp_path / "a.pcd"), xyz.astype(np.float64))
+        np.testing.assert_array_equal(by_open3d(open3d, tmp_path / "a.pcd"), xyz.astype(np.float64))
     np.testing.assert_array_equal(read_pcd(tmp_path / "a.pcd"), xyz.astype(np.float64))
 
 
@@ -106,10 +103,10 @@ def test_broken_files_are_named_with_a_reason(tmp_path: Path, content: bytes, sa
     assert str(path) in str(raised.value)
 
 
-def test_broken_compressed_file_is_an_error(o3d: ModuleType, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_broken_compressed_file_is_an_error(open3d: ModuleType, tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "a.pcd"
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(rng.normal(size=(300, 3))))
-    o3d.io.write_point_cloud(str(path), cloud, compressed=True)
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(rng.normal(size=(300, 3))))
+    open3d.io.write_point_cloud(str(path), cloud, compressed=True)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"a\.pcd"):

@@ -412,8 +412,8 @@ def markdown(version: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("open3d")
 def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_it(parts: Path) -> None:
-    pytest.importorskip("open3d", exc_type=ImportError)
     conf = Path(__file__).parents[1] / "conf" / "mc3d-ad.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=2000"]
     checkpoint = fit(conf, parts, *register)

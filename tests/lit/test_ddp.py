@@ -36,12 +36,12 @@ def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, par
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("open3d")
 def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: Path) -> None:
     """Each rank sees half of the training clouds; the first of a category by sample id may be on either.
 
     The errors that are expected on them are of all clouds, too.
     """
-    pytest.importorskip("open3d", exc_type=ImportError)
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.complete=true"]
     register += ["--model.detector.init_args.resolution=0.02", "--model.detector.init_args.pad=true"]

@@ -62,8 +62,8 @@ def test_a_checkpoint_carries_them() -> None:
     assert torch.equal(fresh(places[:1], torch.tensor([0])), expected(places[:1], torch.tensor([0])))
 
 
+@pytest.mark.usefixtures("open3d")
 def test_relative_scores_are_errors_in_units_of_those_of_the_training_clouds() -> None:
-    pytest.importorskip("open3d", exc_type=ImportError)
     settings = {"smooth": "none", "propagate": "nearest", "relative": True}
     model = trained("sedir", **settings)
     assert isinstance(model, SeDiR)

@@ -70,9 +70,9 @@ def one_side(cloud: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("open3d")
 def test_a_scan_from_one_side_in_any_pose_scores_as_on_its_template(name: str):
     """The same scan in two poses: alike but for what registration leaves, the category told by the templates."""
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector = trained(name).eval()
     scan = one_side(wedge(6000, 9))
     poses = PointCloudBatch.pack([turned(scan, 3), turned(scan, 4)], ["a", "b"])
@@ -90,8 +90,8 @@ def test_a_scan_from_one_side_in_any_pose_scores_as_on_its_template(name: str):
     assert torch.corrcoef(torch.stack([one, two]))[0, 1] > 0.9
 
 
+@pytest.mark.usefixtures("open3d")
 def test_a_scan_is_completed_by_its_template_and_only_where_it_shows_nothing():
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector = trained("sedir").eval()
     scan = one_side(wedge(6000, 9))
     batch = PointCloudBatch.pack([turned(scan, 3)], ["a"])
@@ -111,9 +111,9 @@ def test_a_scan_is_completed_by_its_template_and_only_where_it_shows_nothing():
     assert torch.cdist(surface, bare.seen.xyz).amin(1).max() > 5 * edge
 
 
+@pytest.mark.usefixtures("open3d")
 def test_what_the_template_adds_does_not_decide_the_object_s_score():
     """Patches on the unseen side may get the largest errors: the object's score is still the largest of its points."""
-    pytest.importorskip("open3d", exc_type=ImportError)
     for name in MODELS:
         detector = trained(name).eval()
         scored = detector.score(PointCloudBatch.pack([turned(one_side(wedge(6000, 9)), 3)], ["a"]))
@@ -121,8 +121,8 @@ def test_what_the_template_adds_does_not_decide_the_object_s_score():
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("open3d")
 def test_the_templates_frame_is_that_of_training_and_scoring(name: str, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("open3d", exc_type=ImportError)
     seen: list[float] = []
     frame = PatchSampler.frame
 
@@ -140,8 +140,8 @@ def test_the_templates_frame_is_that_of_training_and_scoring(name: str, monkeypa
 
 
 @pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in MODELS), ("sedir", {"relative": True})])
+@pytest.mark.usefixtures("open3d")
 def test_the_order_of_a_scan_s_points_changes_no_score(name: str, more: dict[str, Any]):
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector = trained(name, **more)
     detector.finish_pass()
     detector.eval()
@@ -152,8 +152,8 @@ def test_the_order_of_a_scan_s_points_changes_no_score(name: str, more: dict[str
     assert torch.equal(one.object_scores, other.object_scores)
 
 
+@pytest.mark.usefixtures("open3d")
 def test_a_pass_over_the_training_clouds_registers_each_once(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector = trained("mamba", views=8)
     assert detector.placement is not None
     template, calls = detector.placement.templates.placing().templates[0], []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,7 @@ def test_normals_of_a_sphere_point_outwards(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(estimate_normals(xyz + 50, 20), found)
 
 
-def test_same_normals_as_open3d() -> None:
-    open3d = pytest.importorskip("open3d", exc_type=ImportError)
+def test_same_normals_as_open3d(open3d: ModuleType) -> None:
     xyz = sphere(1_000, 3).double() * torch.tensor([1.0, 0.6, 0.4])
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz.numpy()))
     cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(20), fast_normal_computation=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -37,8 +38,7 @@ def test_both_paths_agree(size: float) -> None:
     assert_close(voxel_filter(xyz, size), _filter_torch(xyz, size), rtol=1e-6, atol=1e-7)
 
 
-def test_as_many_voxels_as_open3d() -> None:
-    open3d = pytest.importorskip("open3d", exc_type=ImportError)
+def test_as_many_voxels_as_open3d(open3d: ModuleType) -> None:
     xyz = cloud(20_000, 2)
     # Open3d's grid starts half a voxel below the minimum: the same cloud with one point there has the same cells.
     low = xyz.double().amin(0) - 0.05

@@ -130,8 +130,8 @@ def test_loss_is_the_mean_square_error_and_every_parameter_learns():
     assert len(losses) > 1
 
 
+@pytest.mark.usefixtures("open3d")
 def test_the_first_pass_finds_the_templates_by_sample_id():
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector = make_detector(register=True).train()
     clouds = {"d": ball(300, 0), "b": ball(310, 1), "c": box(320, 2), "a": box(330, 3)}
     for name, category in (("d", 0), ("c", 1), ("b", 0), ("a", 1)):
@@ -150,8 +150,8 @@ def test_the_first_pass_finds_the_templates_by_sample_id():
     assert templates.points is kept
 
 
+@pytest.mark.usefixtures("open3d")
 def test_a_turned_cloud_is_brought_back_and_its_category_predicted():
-    pytest.importorskip("open3d", exc_type=ImportError)
     settings = {"register": True, "num_groups": 64, "group_size": 16, "hypotheses": 20_000}
     detector = make_detector(**settings).train()
     batch = PointCloudBatch.pack([wedge(2000, 0), box(2000, 1)], ["a", "b"], category=[0, 1])
@@ -186,8 +186,8 @@ def wedge(n: int, seed: int) -> Tensor:
     return torch.stack([x[:, 0], x[:, 1] + 0.08 * x[:, 0] ** 2, x[:, 2]], 1)
 
 
+@pytest.mark.usefixtures("open3d")
 def test_checkpoint_roundtrip_keeps_templates_and_scores():
-    pytest.importorskip("open3d", exc_type=ImportError)
     detector, batch = make_detector(register=True), make_batch()
     detector.loss(batch)
     detector.finish_pass()
