@@ -96,7 +96,7 @@ def test_every_baseline_builds_under_paper(method: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(ROOT)
     entry = PAPER["methods"][method]
     row = Method(Path(entry["config"]), entry.get("overrides", {}))
-    run = next(expand({method: row}, ["unified"], [0], ["gear"], PAPER["overrides"], tmp_path))
+    run = next(expand({method: row}, ["unified"], [0], {"gear": ""}, PAPER["overrides"], tmp_path))
     assert built(run.arguments).protocol == "paper"
 
 

@@ -254,8 +254,8 @@ def test_training_never_reads_the_test_folder(conf: Path, parts: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_ends_with_the_same_bits(parts: Path, tmp_path: Path) -> None:
-    conf = Path(__file__).parents[1] / "conf" / "mamba3dad.yaml"  # draws noise at every step
+def test_a_training_that_was_stopped_ends_with_the_same_bits(conf: Path, parts: Path, tmp_path: Path) -> None:
+    """Noise is drawn at every step, SeDiR's buffer is filled by all of them."""
 
     class Stop(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from anomaly3d.data.dataset import Cloud, Sample
 from anomaly3d.errors import InputError
+from anomaly3d.ice.features import cloud_features
 from anomaly3d.models.components.patches import Frame, PatchSampler
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mc3d_ad import MC3DAD
@@ -150,6 +153,17 @@ def test_the_order_of_a_scan_s_points_changes_no_score(name: str, more: dict[str
     one, other = (detector.score(PointCloudBatch.pack([xyz], ["a"])) for xyz in (scan, scan[order]))
     assert torch.equal(one.point_scores[order], other.point_scores)
     assert torch.equal(one.object_scores, other.object_scores)
+
+
+@pytest.mark.usefixtures("open3d")
+def test_ice_sees_clouds_as_they_are_scored():
+    detector = trained("sedir").eval()
+    assert isinstance(detector, SeDiR)
+    cloud = wedge(2500, 7)
+    samples = [Sample(Cloud(xyz.numpy(), None), str(i), 0, 0) for i, xyz in enumerate((cloud, turned(cloud, 2)))]
+    found = cloud_features(detector, samples, torch.device("cpu"), "")  # pyright: ignore[reportArgumentType]
+    assert found.error[1] == pytest.approx(found.error[0], rel=0.05)
+    assert np.corrcoef(found.rebuilt)[0, 1] > 0.99
 
 
 @pytest.mark.usefixtures("open3d")

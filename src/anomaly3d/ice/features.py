@@ -56,7 +56,7 @@ def cloud_features(detector: SeDiR, clouds: Dataset[Sample], device: torch.devic
 
 def _features(detector: SeDiR, batch: PointCloudBatch) -> CloudFeatures:
     assert batch.category is not None
-    view = detector.standardised(detector.view(detector.patches(batch)))
+    view = detector.scored_view(batch).view
     made = detector.reconstruct(view)
     encoded = {"act": made.encoded.act, "mean": made.encoded.base.mean(1), "max": made.encoded.base.amax(1)}
     return CloudFeatures(

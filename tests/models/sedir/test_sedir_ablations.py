@@ -121,7 +121,18 @@ def test_a_row_changes_what_it_is_named_after(row: str) -> None:
     assert facts(built(row)) == WHOLE | CHANGES[row]
 
 
-@pytest.mark.parametrize("row", ["6 masking", "6 gating", "7 act", "7 max", "7 mean", "4 CFGT C3L"])
+@pytest.mark.parametrize("row", ["7 act", "7 max", "7 mean"])
+def test_the_global_feature_is_the_row_s(row: str) -> None:
+    detector = built(row).eval()
+    view = FrozenView(*(torch.randn(2, 6, size) for size in (*3 * [detector.backbone.width], 3, 2)))
+    encoded, feature, *_ = detector.reconstruct(view)
+    expected = {"7 act": encoded.act, "7 max": encoded.base.amax(1), "7 mean": encoded.base.mean(1)}[row]
+    assert feature is not None
+    assert expected is not None
+    assert torch.equal(feature, expected)
+
+
+@pytest.mark.parametrize("row", ["6 masking", "6 gating", "4 CFGT C3L"])
 def test_a_row_rebuilds_otherwise_with_the_weights_of_the_whole(row: str) -> None:
     whole, other = built("SeDiR").eval(), built(row).eval()
     same = {k: v for k, v in whole.state_dict().items() if k in (own := other.state_dict()) and own[k].shape == v.shape}

@@ -18,8 +18,8 @@ class FrozenCache(Generic[Tensors]):
 
     The key is the cloud's own bytes, so that a changed cloud can't meet a stale result, the variant, where there are
     several results of a cloud, its device and the precision of autocast. All results are dropped when a weight or
-    buffer of the frozen modules has been written to or replaced. What no longer fits within the limit is computed anew
-    each time. Not part of a checkpoint.
+    buffer of the frozen modules has been written to or replaced (but by way of `.data`, which torch does not count).
+    What no longer fits within the limit is computed anew each time. Not part of a checkpoint.
 
     Args:
         limit_gb: memory for the results.

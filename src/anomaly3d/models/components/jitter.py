@@ -14,7 +14,7 @@ class FeatureJitter(nn.Module):
 
     Args:
         scale: strength of the noise.
-        probability: chance of each cloud to be jittered.
+        probability: chance of each cloud to be jittered, in every call.
     """
 
     def __init__(self, scale: float = 20.0, probability: float = 1.0) -> None:

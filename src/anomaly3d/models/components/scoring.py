@@ -38,8 +38,8 @@ class TokenScoring:
             order of the file's points; `spatial` a Gaussian over each centre's nearest centres.
         propagate: `nearest` centre, or `inverse_distance` weights of the three nearest.
         kernel: tokens under the Gaussian, odd for `token_index` [inferred].
-        sigma: its width, in tokens [inferred] or in mean nearest-neighbour distances of the centres [ours]. Wider
-            helps the points and hurts the objects; 1 distance is the compromise.
+        sigma: its width, in tokens [inferred] or in mean nearest-neighbour distances of the centres [ours]
+            (`benchmarks/results/sedir.md`).
     """
 
     normalise: Normalise = "none"

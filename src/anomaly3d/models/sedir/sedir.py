@@ -49,6 +49,15 @@ class FrozenView(NamedTuple):
     geometry: Float[Tensor, "B G 2"]
 
 
+class ScoredView(NamedTuple):
+    """What is scored of clouds of unknown category."""
+
+    batch: PointCloudBatch  # placed
+    groups: PatchGroups
+    view: FrozenView
+    placed_as: Float[Tensor, "B C"] | None  # how well each category's template fits
+
+
 class Reconstruction(NamedTuple):
     """What the trainable part makes of a view."""
 
@@ -67,7 +76,9 @@ class SeDiR(PlacingDetector):
     Args:
         num_groups: patches per cloud, g [paper].
         group_size: points of the base neighbourhood, k [paper].
-        neighbourhood_ratio: r; the fine neighbourhood has k/r points, the coarse one k r [paper].
+        neighbourhood_ratio: r; the fine neighbourhood has k/r points, the coarse one k r [paper]. The shipped backbone
+            scales all three by the radius of the largest [ours], so that with it r also decides the scale of the tokens
+            that are rebuilt; with published weights, which take patches as they are, it does not.
         width: channels of the transformers and of the global token [inferred].
         encoder_depth: layers of the shared encoder [paper].
         decoder_depth: layers of the geometry-guided decoder [paper].
@@ -77,7 +88,7 @@ class SeDiR(PlacingDetector):
         global_token: the global feature that becomes z: `cfgt` [paper], `act`, `mean` or `max` (`cfgt.global_feature`),
             or `none`: the decoder is queried by position alone, as in MC3D-AD, and there is nothing to contrast.
         jitter_scale: strength of the noise on the tokens in training [paper].
-        jitter_probability: chance of a cloud to get it [paper].
+        jitter_probability: chance of a cloud to get it, for each resolution by itself [paper].
         buffer_size: past global tokens to contrast with, L [paper].
         buffer_eviction: `fifo` [paper], or `balanced`: the buffer keeps every category represented [ours].
         temperature: of the contrastive loss [inferred].
@@ -104,6 +115,7 @@ class SeDiR(PlacingDetector):
         relative: score a patch's error in units of what training clouds have at its place
             (`components/expected.py`), so that places which the model has not learned do not stand out on every cloud.
             Takes `register` [ours].
+        relative_neighbours: patches of training clouds nearest to the place, whose mean error that is [ours].
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
@@ -112,10 +124,14 @@ class SeDiR(PlacingDetector):
         backbone_blocks: blocks whose normalised tokens are joined, counted from 1 [inferred].
         standardise: rebuild tokens in units of their variation over the training clouds [ours]; by default under
             `strict` and not under `paper`.
-        protocol: `strict` does not depend on the order of the file's points; `paper` makes the paper's literal choices.
-        normalise: override the protocol's normalisation of token errors.
-        smooth: override the protocol's smoothing of token errors.
-        propagate: override the protocol's propagation from tokens to points.
+        protocol: `strict` does not depend on the order of the file's points; `paper` makes the paper's literal choices
+            in sampling, standardising and scoring. Sizes, backbone and training stay the recipe's; `register`,
+            `complete` and `relative`, which no paper has, are refused.
+        normalise: override the protocol's normalisation of token errors: `none` under `strict` [ours], `instance` under
+            `paper` [paper].
+        smooth: override the protocol's smoothing of token errors: `spatial` [ours], or `token_index` [paper].
+        propagate: override the protocol's propagation from tokens to points: `inverse_distance` [ours], or `nearest`
+            [paper].
         smooth_kernel: tokens under the smoothing Gaussian [inferred].
         smooth_sigma: its width; by default 2 tokens for `token_index` [inferred], and for `spatial` 1 mean distance
             between neighbouring centres [ours].
@@ -156,6 +172,7 @@ class SeDiR(PlacingDetector):
         complete: bool = False,
         resolution: float = 0.025,
         relative: bool = False,
+        relative_neighbours: int = 12,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size | None = None,
@@ -197,12 +214,14 @@ class SeDiR(PlacingDetector):
 
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
+        if protocol == "paper" and register:
+            raise InputError("protocol paper registers no clouds; set register, complete and relative to false")
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
         self.placement = make_placement(register, complete, protocol, resolution=resolution)
         self.relative = relative
         # Where clouds are placed: a patch's place means the same in all of them.
-        self.expected = None if self.placement is None else ExpectedErrors()
+        self.expected = None if self.placement is None else ExpectedErrors(relative_neighbours)
         self.frozen_views = FrozenCache[FrozenView](
             frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
         )
@@ -292,9 +311,7 @@ class SeDiR(PlacingDetector):
     @torch.no_grad()
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
         """Scores from the distance of each frozen token to its reconstruction, and the predicted category."""
-        batch, seen, frames, placed_as = self.place_predicted(batch)
-        groups = self.patches(seen, frames)
-        view = self.standardised(self.view(groups))
+        batch, groups, view, placed_as = self.scored_view(batch)
         _, feature, _, tokens = self.reconstruct(view)
         errors = (tokens.float() - view.base).norm(dim=-1)
         if self.relative and self.expected is not None and placed_as is not None:
@@ -302,6 +319,13 @@ class SeDiR(PlacingDetector):
             errors = torch.where(expected.isnan(), errors, errors / expected.clamp(min=1e-6))
         logits = None if feature is None or self.contrast.classifier is None else self.contrast.logits(feature)
         return self.scoring(errors, groups, batch, logits)
+
+    @torch.no_grad()
+    def scored_view(self, batch: PointCloudBatch) -> ScoredView:
+        """Clouds as they are scored: placed, where clouds are, and standardised."""
+        placed = self.place_predicted(batch)
+        groups = self.patches(placed.seen, placed.frames)
+        return ScoredView(placed.batch, groups, self.standardised(self.view(groups)), placed.logits)
 
     @torch.no_grad()
     def view(self, groups: PatchGroups) -> FrozenView:
