@@ -180,6 +180,13 @@ def test_a_pass_over_the_training_clouds_registers_each_once(monkeypatch: pytest
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("name", ["sedir", "mamba"])
+def test_the_papers_register_nothing(name: str):
+    kind, more = MODELS[name]
+    with pytest.raises(InputError, match="protocol paper registers no clouds"):
+        kind(**COMMON | more | {"protocol": "paper"})
+
+
 def test_without_a_placement_clouds_stay_as_they_stand():
     torch.manual_seed(0)
     detector = SeDiR(num_groups=32, group_size=16, width=32, heads=4, backbone_size="tiny", backbone_weights="random")

@@ -235,6 +235,8 @@ class Mamba3dAD(PlacingDetector):
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
         check_range(1e-6, 1, resolution=resolution)
+        if protocol == "paper" and register:
+            raise InputError("protocol paper registers no clouds; set register and complete to false")
         self.placement = make_placement(register, complete, self.protocol, resolution=resolution)
         if train_backbone and (views is not None or corruption == "tokens"):
             raise InputError(
