@@ -33,6 +33,8 @@ from ops import surface
 
 PAPER = {"mamba3dad_paper": "; the paper: 17.31 on an RTX 3090"}
 BASE = {"backbone_size": "base", "backbone_weights": "random"}
+SIZES: dict[str, dict[str, Any]] = {"mamba3dad_paper": {"state": 256}, "mamba3dad_tiny": {"voxel_size": None}}
+"""What else recipes set: the paper's adapter goes with its backbone, and the laptop's filter no voxels."""
 
 Meter = Callable[[Callable[[], Any]], tuple[Any, float]]  # a call's result, and its milliseconds or multiply-adds
 
@@ -103,7 +105,7 @@ def detectors() -> dict[str, Callable[[], Detector]]:
         path = Path(__file__).parents[1] / "configs" / "model" / f"{recipe}.yaml"
         settings = yaml.safe_load(path.read_text())["detector"]["init_args"]
         torch.manual_seed(0)
-        model = form(**settings | (BASE if recipe.endswith("paper") else {}))
+        model = form(**settings | (BASE if recipe.endswith("paper") else {}) | SIZES.get(recipe, {}))
         model.configure(CATEGORIES)
         return model.eval()
 

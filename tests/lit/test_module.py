@@ -56,6 +56,22 @@ def test_a_training_steps_at_the_rates_of_the_schedule() -> None:
     assert rates == pytest.approx([*warmup, *(5e-3 * (1 + math.cos(math.pi * step / 8)) for step in range(8))])
 
 
+@pytest.mark.parametrize("epochs", [-1, 1000])
+def test_a_training_of_so_many_steps_warms_up_for_its_epochs_too(epochs: int) -> None:
+    rates: list[float] = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = AnomalyModule(Distance(), lr=1e-2, warmup_epochs=2, warmup_lr=1e-3)
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_epochs=epochs, max_steps=12, callbacks=[Rates()], enable_progress_bar=False, **settings)
+    trainer.fit(module, Clouds("unused"))
+    warmup = [1e-3 + 9e-3 * step / 4 for step in range(4)]
+    assert rates == pytest.approx([*warmup, *(5e-3 * (1 + math.cos(math.pi * step / 8)) for step in range(8))])
+
+
 class Distance(Detector):
     """Scores a point by its distance from a learned centre; remembers what it was given."""
 

@@ -24,6 +24,10 @@ def warmup_cosine(step: int, warmup: int, total: int, start: float) -> float:
 def with_schedule(optimizer: Optimizer, trainer: L.Trainer, warmup_epochs: float, start: float) -> Any:
     """The optimizer under `warmup_cosine` over the trainer's steps, as `configure_optimizers` returns it."""
     total = max(1, int(trainer.estimated_stepping_batches))
-    warmup = round(total * min(1.0, warmup_epochs / max(1, trainer.max_epochs or 1)))
+    if math.isinf(trainer.num_training_batches):  # nobody has asked yet
+        trainer.fit_loop.setup_data()
+    # Not a share of the total: max_steps may end a training before its epochs do, or without any.
+    an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    warmup = min(total, round(warmup_epochs * an_epoch))
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total, start))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -18,6 +18,14 @@ GRID = yaml.safe_load((ROOT / "configs" / "benchmark" / "mamba3dad_ablations.yam
 PREFIX = "model.detector.init_args."
 
 
+ALIKE = (
+    ("GSAS, slots that mix", "softmax assignment", "Hungarian assignment"),
+    ("no sorter", "random order", "coordinate order"),
+    ("noise on features, sparse", "noise on features, dense", "noise on features, by patch"),
+    ("GSAS, affinity as a product", "GSAS, independent queries"),
+)
+
+
 @cache
 def losses(row: str) -> tuple[float, ...]:
     """Of a first and a second cloud; a name that Mamba3dAD does not know is a TypeError."""
@@ -39,3 +47,5 @@ def losses(row: str) -> tuple[float, ...]:
 def test_a_row_trains_otherwise_than_the_whole(row: str) -> None:
     assert all(torch.tensor(losses(row)).isfinite())
     assert losses(row) != losses("Mamba3dAD")
+    # Nor as the rows that share its sizes and draws, and differ by this one choice.
+    assert all(losses(row) != losses(other) for group in ALIKE if row in group for other in group if other != row)

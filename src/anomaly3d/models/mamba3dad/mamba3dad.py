@@ -107,7 +107,7 @@ class Mamba3dAD(PlacingDetector):
         affinity: of tokens and slots: `dot` [paper], or `cosine`, whose plans keep their row sums, so that the order
             stays local however long the sorter learns, but are blunt: made for `sort`. [ours]
         order: `gsas` [paper], or one that is not learned: `off`, `random` or `coordinate` (`fixed_order.FixedOrder`).
-        assignment: of tokens to slots: `sinkhorn` [paper], `softmax` or `hungarian`.
+        assignment: of tokens to slots: `sinkhorn` [paper], `softmax`, or `hungarian`, with no more slots than tokens.
         block_tokens: most tokens that are sorted together; more are sorted in spatial blocks. [paper; number ours]
         ordering: `soft`, slots are mixtures of tokens [paper], or `sort`, tokens pass unmixed, in the order of their
             expected slots, so that no defective one is thinned out; the sorter then learns from its two losses alone.
@@ -117,7 +117,8 @@ class Mamba3dAD(PlacingDetector):
             ablation puts in its place, with as many parameters: `selective`, Mamba's input-dependent scan; `attention`;
             `mlp`; or `identity`, nothing. [inferred]
         bidirectional: scan from both ends, with the same weights, and average; `lti` and `selective`. [inferred]
-        state: width of the adapter's state; other kinds than `lti` take their widths from it. [paper]
+        state: width of the adapter's state; other kinds than `lti` take their widths from it. [paper] With the shipped
+            backbone, smaller than the paper's, 256 makes the adapter 6 % of its parameters; recipes take less.
         transition: form of the adapter's matrix A; this and the next three are settings of `lti`. [inferred]
         state_norm: where the state is normalised. [inferred]
         state_scale: initial s of A = s * orthogonal. [paper]
@@ -146,6 +147,7 @@ class Mamba3dAD(PlacingDetector):
         smooth_sigma: width of a Gaussian over the scores of neighbouring patches, in mean distances of the centres; an
             object's score is then its largest patch score [ours]. None: neither, and the largest slot logit. [paper]
         median_voxels: radius, in voxels, of the median filter on point scores (3 in the paper); None for none. [paper]
+            Where clouds are registered and `voxel_size` is None a voxel is one of `resolution`.
 
     Raises:
         InputError: a setting is out of range or does not fit another.
@@ -214,7 +216,7 @@ class Mamba3dAD(PlacingDetector):
         median_voxels: float | None = None,
     ) -> None:
         super().__init__()
-        if median_voxels is not None and voxel_size is None:
+        if median_voxels is not None and voxel_size is None and not register:
             raise InputError(
                 "median_voxels counts voxels, but voxel_size is null; set voxel_size or drop median_voxels"
             )
@@ -247,6 +249,7 @@ class Mamba3dAD(PlacingDetector):
             self.backbone = self.backbone.thawed(max(blocks or [self.backbone.depth]))
         width, depth = self.backbone.width, self.backbone.depth
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
+        check_range(1, num_groups * len(self.blocks) if assignment == "hungarian" else inf, slots=slots)
         self.standardise = corruption != "features" if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
         self.gsas: GSAS | FixedOrder
@@ -286,6 +289,7 @@ class Mamba3dAD(PlacingDetector):
         self.locality_sigma = locality_sigma
         self.smooth_sigma = smooth_sigma
         self.median_voxels = median_voxels
+        self.resolution = resolution
         self._fixed = {
             "blocks": self.blocks,
             "standardise": self.standardise,
@@ -302,6 +306,7 @@ class Mamba3dAD(PlacingDetector):
             "state_norm": state_norm,
             "max_state_norm": max_state_norm,
             "bidirectional": bidirectional,
+            "heads": heads,
         }
         placing = [self.placement] if self.placement else []
         self.frames = FrozenCache[tuple[Tensor, Tensor, Tensor]](frozen_cache_gb, *placing)
@@ -421,9 +426,10 @@ class Mamba3dAD(PlacingDetector):
     ) -> Float[Tensor, " N"]:
         cloud = groups.cloud[b]
         points = point_scores(scores, groups.index[b], groups.centres[b], cloud)
-        if self.median_voxels is not None and self.sampler.voxel_size is not None:
-            radius = self.median_voxels * self.sampler.voxel_size / groups.radius[b].item()
-            points = ball_median(cloud, points, radius)
+        if self.median_voxels is not None:
+            voxel = self.sampler.voxel_size
+            edge = self.resolution if voxel is None else voxel / groups.radius[b].item()
+            points = ball_median(cloud, points, self.median_voxels * edge)
         if self.sampler.voxel_size is None and self.placement is None:
             return in_order_of_file(points, self.sampler.order(xyz), xyz)
         return interpolate(points, cloud, groups.in_frame(xyz, b), method="nearest")
