@@ -17,9 +17,9 @@ class TokenStandardiser(nn.Module):
     Frozen tokens share a large constant part: with the untrained backbone 93 % of their mean square. Noise in
     proportion to their norm then drowns what tells them apart, and the losses hardly see it.
 
-    The statistics are saved with the checkpoint; before the first cloud tokens pass unchanged. A step is scaled by what was
-    seen until then, itself included: batches that are accumulated know less of each other than processes do, so that the
-    first epoch's steps are alike in both, but not equal. Without standardised tokens, as under `paper`, they are equal.
+    The statistics are saved with the checkpoint; before the first cloud tokens pass unchanged. A step is scaled by what
+    was seen until then, itself included: batches that are accumulated know less of each other than processes do, so
+    that the first epoch's steps are alike in both, but not equal. Without it, as under `paper`, they are.
     """
 
     mean: Float[Tensor, " D"]
