@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
-from anomaly3d.models.components.memory import CategoryBanks, pack, reweighted
+from anomaly3d.models.components.memory import CategoryBanks, expected_median, pack, reweighted
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import PointFeature, PointFeatures, centre_and_radius
 from anomaly3d.models.components.point_scoring import PointScoring
@@ -44,6 +44,7 @@ class BTF(BankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
+    expected: Float[Tensor, " C"]
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class BTF(BankDetector):
         voxel_size: float | None = None,
         normal_radius: float = 2.0,
         feature_radius: float = 5.0,
+        feature_neighbours: int | None = None,
         reweighting: int = 3,
         smooth_neighbours: int | None = None,
         top_share: float | None = None,
@@ -60,11 +62,14 @@ class BTF(BankDetector):
     ) -> None:
         super().__init__(protocol, memory_gb)
         check_range(2, inf, reweighting=reweighting)
-        self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius)
+        self.features = PointFeatures.preset(
+            feature, protocol, voxel_size, normal_radius, feature_radius, feature_neighbours
+        )
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.reweighting = reweighting
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+        self.register_buffer("expected", None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The features."""
@@ -76,12 +81,16 @@ class BTF(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """All features of each category."""
-        self.bank, self.offsets = pack([torch.cat(rows) for rows in by_category(seen, self.categories)])
+        groups = by_category(seen, self.categories)
+        banks = [torch.cat(clouds) for clouds in groups]
+        medians = [expected_median(bank, [*map(len, clouds)]) for bank, clouds in zip(banks, groups, strict=True)]
+        self.bank, self.offsets = pack(banks)
+        self.expected = torch.stack(medians)
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""
         keypoints, features = self._describe(cloud)
-        banks = CategoryBanks(self.bank, self.offsets)
+        banks = CategoryBanks(self.bank, self.offsets, self.expected)
         found = banks.recognise(features)
         points = self.scoring.points(found.distance, keypoints, cloud)
         if self.protocol == "strict":

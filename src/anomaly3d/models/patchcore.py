@@ -58,6 +58,7 @@ class PatchCore(RegisteredBankDetector):
         voxel_size: float | None = None,
         normal_radius: float = 2.0,
         feature_radius: float = 5.0,
+        feature_neighbours: int | None = None,
         raw_weight: float | None = None,
         hypotheses: int = 100_000,
         smooth_neighbours: int | None = None,
@@ -67,7 +68,9 @@ class PatchCore(RegisteredBankDetector):
     ) -> None:
         super().__init__(hypotheses, protocol, memory_gb)
         check_range(1, inf, coreset_size=coreset_size)
-        self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius, raw_weight)
+        self.features = PointFeatures.preset(
+            feature, protocol, voxel_size, normal_radius, feature_radius, feature_neighbours, raw_weight
+        )
         self.coreset_size = coreset_size
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.register_buffer("bank", None)

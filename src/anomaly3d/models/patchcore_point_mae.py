@@ -13,7 +13,7 @@ from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.coreset import greedy_coreset
-from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, unpack
+from anomaly3d.models.components.memory import CategoryBanks, expected_median, nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
@@ -56,6 +56,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
+    expected: Float[Tensor, " C"]  # None where clouds are registered
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.backbone_blocks = tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+        self.register_buffer("expected", None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The patches, their pose, the blocks of the backbone, and the coreset."""
@@ -125,8 +127,18 @@ class PatchCorePointMAE(RegisteredBankDetector):
         groups = by_category(seen, self.categories)
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
-            groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
-        self.bank, self.offsets = pack([self._coreset(self.collect(tokens)) for tokens in groups])
+        banks, medians = [], []
+        for clouds in groups:
+            tokens = self.collect(
+                self.placed_tokens(aligned(clouds, self.settings)) if self.register_clouds else clouds
+            )
+            chosen = self.coreset(tokens)
+            banks.append(tokens[chosen])
+            if not self.register_clouds:
+                medians.append(expected_median(tokens, [*map(len, clouds)], chosen))
+        self.bank, self.offsets = pack(banks)
+        if medians:
+            self.expected = torch.stack(medians)
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
@@ -137,7 +149,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             errors = nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0]
         else:
             groups, tokens = self.tokens(cloud, name)
-            found = CategoryBanks(self.bank, self.offsets).recognise(tokens)
+            found = CategoryBanks(self.bank, self.offsets, self.expected).recognise(tokens)
             errors, logits = found.distance, found.logits
         scored = self.scoring(errors[None], groups, PointCloudBatch.pack([cloud], [name]).to(cloud.device))
         return Scored(scored.point_scores, scored.object_scores[0], logits)
@@ -153,6 +165,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         for i, cloud in enumerate(clouds):
             yield self.tokens(cloud, f"training cloud {i}")[1]
 
-    def _coreset(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+    def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:
+        """Which of a category's tokens are kept."""
         size = min(self.coreset_size, round(self.coreset_share * len(tokens)))
-        return tokens[greedy_coreset(tokens, max(1, size))]
+        return greedy_coreset(tokens, max(1, size))

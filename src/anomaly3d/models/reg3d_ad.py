@@ -52,7 +52,7 @@ class Reg3DAD(PatchCorePointMAE):
             xyz = xyz[greedy_coreset(xyz, self.coreset_size)]
             ranges.append(torch.stack([_range(xyz), _range(every)]))
             coordinates.append(xyz)
-            tokens.append(self._coreset(every))
+            tokens.append(every[self.coreset(every)])
         self.coordinates, self.coordinate_offsets = pack(coordinates)
         self.bank, self.offsets = pack(tokens)
         self.ranges = torch.stack(ranges)
