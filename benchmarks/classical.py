@@ -39,7 +39,7 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 SHOWN = ("o_auroc", "p_auroc", "p_aupr")
 # At the sizes of the laptop's recipes.
 RECOGNISING: dict[str, Callable[[], BankDetector]] = {
-    "BTF(FPFH)": BTF,
+    **{f"BTF(FPFH), {k} neighbours": partial(BTF, feature_neighbours=k) for k in (10, 20, 30, 100)},
     "BTF(Raw)": partial(BTF, feature="raw"),
     "Simple3D": partial(Simple3D, coreset_size=2000),
     "PatchCore(PointMAE)": partial(PatchCorePointMAE, num_groups=256, register=False, pad=True),
