@@ -25,14 +25,18 @@ class BTF(BankDetector):
 
     A point's score is the distance of its feature to the nearest of the training clouds, `min_m |f(x) - m|`. Published
     is one bank per category. One detector of several keeps a bank for each, and takes the one with the smallest
-    median distance [ours].
+    median distance in units of a normal cloud's [ours]. XXRECOG
+
+    Published code takes a histogram at every point of the file; its voxel of 0.5 mm only sets the radii. Ours also
+    filters the clouds to that voxel, and takes features at what is left [ours, under `paper` too: for speed].
 
     Args:
         feature: `raw` coordinates or `fpfh`.
         voxel_size: edge of the voxel filter, at whose points features are taken. None takes 0.5 in the unit of the file
             under `paper` [paper: 0.5 mm], 0.03 of the cloud's radius under `strict` [ours].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
-        feature_radius: neighbourhood of a histogram in voxels, at most 100 points [paper: 2.5 mm, 5 voxels].
+        feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
+        feature_neighbours: most points in it; None takes 100 under `paper` [paper], XXK under `strict` [ours].
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under

@@ -62,9 +62,11 @@ class PointFeatures:
         feature_neighbours: int | None = None,
         raw_weight: float | None = None,
     ) -> Self:
-        """`paper`: a voxel of 0.5 and a weight of 11, in the unit of the file (mm) [paper: BTF and Real3D-AD].
+        """`paper`: a voxel of 0.5, in the unit of the file (mm), and 100 neighbours [paper: BTF and Real3D-AD].
 
-        `strict`: 0.03 and 165, in units of the cloud's radius [ours]. 165 is 11 per mm for objects of 30 mm.
+        Its weight is the root of 11: public code repeats the coordinates 11 times beside FPFH, and the squares add up.
+
+        `strict`: XXSTRICT
         """
         strict = protocol == "strict"
         return cls(
