@@ -51,6 +51,8 @@ def features(
     data: dict[str, Path],
     neighbours: list[int] | None = None,
     weights: list[float] | None = None,
+    raw_neighbours: list[int] | None = None,
+    methods: list[str] | None = None,
     seeds: list[int] | None = None,
     normal: int = 6,
     defective: int = 12,
@@ -62,22 +64,25 @@ def features(
         data: folders by name, each in one of the two public layouts.
         neighbours: most points of a histogram's neighbourhood; default [10, 20, 30, 100].
         weights: of coordinates beside FPFH, per radius; default [15, 50, 165].
+        raw_neighbours: those beside these weights; default [100].
+        methods: of the three, by name; default all.
         seeds: of the validation clouds; default [0].
         normal: normal clouds per category.
         defective: defective clouds per category.
         coreset_size: of PatchCore.
     """
-    made: dict[str, Callable[[], BankDetector]] = {}
-    for k in neighbours or [10, 20, 30, 100]:
-        made[f"BTF(FPFH), {k} neighbours"] = partial(BTF, feature_neighbours=k)
-    for k in neighbours or [10, 20, 30, 100]:
-        made[f"PatchCore(FPFH), {k} neighbours"] = partial(
-            PatchCore, feature_neighbours=k, coreset_size=coreset_size, hypotheses=20_000
-        )
-    for weight in weights or [15.0, 50.0, 165.0]:
-        made[f"PatchCore(FPFH+Raw), weight {weight:g}"] = partial(
-            PatchCore, feature="fpfh_raw", raw_weight=weight, coreset_size=coreset_size, hypotheses=20_000
-        )
+    patchcore = partial(PatchCore, coreset_size=coreset_size, hypotheses=20_000)
+    ks, factors = neighbours or [10, 20, 30, 100], weights or [15.0, 50.0, 165.0]
+    varied: dict[str, dict[str, Callable[[], BankDetector]]] = {
+        "BTF(FPFH)": {f"{k} neighbours": partial(BTF, feature_neighbours=k) for k in ks},
+        "PatchCore(FPFH)": {f"{k} neighbours": partial(patchcore, feature_neighbours=k) for k in ks},
+        "PatchCore(FPFH+Raw)": {
+            f"weight {w:g}, {k} neighbours": partial(patchcore, feature="fpfh_raw", raw_weight=w, feature_neighbours=k)
+            for w in factors
+            for k in raw_neighbours or [100]
+        },
+    }
+    made = {f"{name}, {how}": make for name in methods or varied for how, make in varied[name].items()}
     _header("setting", "data", "seed", *SHOWN)
     for label, root in data.items():
         for seed in seeds or [0]:
