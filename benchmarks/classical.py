@@ -39,7 +39,7 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 SHOWN = ("o_auroc", "p_auroc", "p_aupr")
 # At the sizes of the laptop's recipes.
 RECOGNISING: dict[str, Callable[[], BankDetector]] = {
-    **{f"BTF(FPFH), {k} neighbours": partial(BTF, feature_neighbours=k) for k in (10, 20, 30, 100)},
+    **{f"BTF(FPFH) {k} neighbours": partial(BTF, feature_neighbours=k) for k in (10, 20, 30, 100)},
     "BTF(Raw)": partial(BTF, feature="raw"),
     "Simple3D": partial(Simple3D, coreset_size=2000),
     "PatchCore(PointMAE)": partial(PatchCorePointMAE, num_groups=256, register=False, pad=True),
@@ -57,6 +57,7 @@ def features(
     normal: int = 6,
     defective: int = 12,
     coreset_size: int = 2000,
+    categories: list[str] | None = None,
 ) -> None:
     """Neighbours of FPFH and weight of the coordinates.
 
@@ -70,6 +71,7 @@ def features(
         normal: normal clouds per category.
         defective: defective clouds per category.
         coreset_size: of PatchCore.
+        categories: default all.
     """
     patchcore = partial(PatchCore, coreset_size=coreset_size, hypotheses=20_000)
     ks, factors = neighbours or [10, 20, 30, 100], weights or [15.0, 50.0, 165.0]
@@ -86,7 +88,7 @@ def features(
     _header("setting", "data", "seed", *SHOWN)
     for label, root in data.items():
         for seed in seeds or [0]:
-            module = _module(root, normal, defective, seed)
+            module = _module(root, normal, defective, seed, categories)
             train, views = _batches(module)
             evaluators = {name: Evaluator(module.category_names, exact=True, replicates=0) for name in made}
             with _registered_once():
@@ -110,6 +112,7 @@ def recognition(
     seeds: list[int] | None = None,
     normal: int = 6,
     defective: int = 12,
+    categories: list[str] | None = None,
 ) -> None:
     """Which bank a cloud of an unknown category is given to.
 
@@ -119,11 +122,12 @@ def recognition(
         seeds: of the validation clouds; default [0].
         normal: normal clouds per category.
         defective: defective clouds per category.
+        categories: default all.
     """
     _header("method", "data", "seed", "rule", "category accuracy", *SHOWN, "expected")
     for label, root in data.items():
         for seed in seeds or [0]:
-            module = _module(root, normal, defective, seed)
+            module = _module(root, normal, defective, seed, categories)
             train, views = _batches(module)
             for name in methods or RECOGNISING:
                 detector = _fitted(RECOGNISING[name](), module.category_names, train)
@@ -154,9 +158,9 @@ def _fitted(detector: BankDetector, categories: tuple[str, ...], clouds: list[Po
     return detector.eval()
 
 
-def _module(root: Path, normal: int, defective: int, seed: int) -> PointCloudDataModule:
+def _module(root: Path, normal: int, defective: int, seed: int, categories: list[str] | None) -> PointCloudDataModule:
     kind = Real3DAD if any(root.rglob("gt")) else AnomalyShapeNet  # whose validation clouds are views from one side
-    module = kind(root, val_normal=normal, val_defective=defective, val_seed=seed)
+    module = kind(root, val_normal=normal, val_defective=defective, val_seed=seed, categories=categories or "all")
     module.setup("fit")
     return module
 

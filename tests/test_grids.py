@@ -42,7 +42,7 @@ def test_every_row_arrives_as_written(grid: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     written, found = yaml.safe_load(grid.read_text()), compared(grid, monkeypatch)
     assert list(found["methods"]) == list(written["methods"])
-    for run in expand(found["methods"], ["unified"], [0], ["any"], found["overrides"] or {}, Path("unused")):
+    for run in expand(found["methods"], ["unified"], [0], {"any": ""}, found["overrides"] or {}, Path("unused")):
         config = DataCLI(run.arguments).config
         for key, value in (written["overrides"] | written["methods"][run.method].get("overrides", {})).items():
             # By its whole name: argparse takes the beginning of one, too.
