@@ -4,10 +4,10 @@
     python benchmarks/classical.py recognition --data.demo datasets/demo
 
 `features` scores BTF(FPFH) and PatchCore(FPFH) over the points of a histogram's neighbourhood, and PatchCore(FPFH+Raw)
-over the weight of the coordinates, one detector per category; a cloud is registered once for all of them. `recognition`
-fits one detector of all categories and lets it choose the bank by either rule: the smallest median distance, and the
-smallest in units of what a normal cloud of the category has. Validation clouds are made from the training clouds; test
-clouds are never opened. Both print a Markdown table, means over categories in percent.
+over the weight of the coordinates, one detector per category; a cloud is registered once for all of them.
+`recognition` fits one detector of all categories and lets it choose the bank by its own rule, the smallest median
+distance, and by the smallest in units of what a normal cloud of the category has. Validation clouds are made from the
+training clouds; test clouds are never opened. Both print a Markdown table, means over categories in percent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from jaxtyping import Float
 from jsonargparse import auto_cli
+from torch import Tensor
 
 from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet
 from anomaly3d.data.datamodule import PointCloudDataModule
@@ -28,6 +30,8 @@ from anomaly3d.data.real3d_ad import Real3DAD
 from anomaly3d.metrics.evaluator import Evaluator
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
+from anomaly3d.models.components.memory import nearest, pack, unpack
+from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.templates import CategoryTemplates
 from anomaly3d.models.m3dm import M3DM
@@ -131,23 +135,44 @@ def recognition(
             train, views = _batches(module)
             for name in methods or RECOGNISING:
                 detector = _fitted(RECOGNISING[name](), module.category_names, train)
-                expected = detector.expected.clone()
-                rules = {"median": torch.ones_like(expected), "median in units of a normal cloud's": expected}
-                evaluators = {rule: Evaluator(module.category_names, exact=True, replicates=0) for rule in rules}
+                expected = _expected(detector, train)
+                evaluators = {
+                    rule: Evaluator(module.category_names, exact=True, replicates=0)
+                    for rule in ("median", "median in units of a normal cloud's")
+                }
                 for view in views:
-                    scored: list[AnomalyPrediction] = []
-                    for rule, unit in rules.items():
-                        if scored:  # the same bank has the same scores
-                            logits = scored[0].category_logits / unit
-                        if not scored or logits.argmax() != scored[0].category_logits.argmax():
-                            detector.expected.copy_(unit)
-                            scored.append(detector.score(view))
-                        evaluators[rule].update(scored[-1], view)
+                    scored = detector.score(view)
+                    for evaluator, logits in zip(
+                        evaluators.values(), (scored.category_logits, scored.category_logits / expected), strict=True
+                    ):
+                        if logits.argmax() != scored.category_logits.argmax():
+                            scored = _with_bank(detector, int(logits.argmax()), view)
+                        evaluator.update(AnomalyPrediction(scored.point_scores, scored.object_scores, logits), view)
+                shown = ", ".join(f"{unit:.3g}" for unit in expected.tolist())
                 for rule, evaluator in evaluators.items():
                     mean = evaluator.compute().mean
                     cells = (f"{100 * mean[metric]:.1f}" for metric in ("category_accuracy", *SHOWN))
-                    shown = ", ".join(f"{unit:.3g}" for unit in rules[rule].tolist())
                     _row(name, label, str(seed), rule, *cells, shown)
+
+
+def _expected(detector: BankDetector, clouds: list[PointCloudBatch]) -> Float[Tensor, " C"]:
+    """Per category, the median over its training clouds of a cloud's median distance to the rows of the others."""
+    banks, medians = unpack(detector.bank, detector.offsets), [[] for _ in detector.categories]
+    for cloud in clouds:
+        features = detector.describe(cloud.xyz[order_of(cloud.xyz, detector.protocol)], cloud.sample_id[0])
+        bank = banks[int(cloud.category)]
+        others = bank[nearest(bank, features)[0][:, 0] > 0]
+        medians[int(cloud.category)].append(nearest(features[:: max(1, len(features) // 2000)], others)[0].median())
+    return torch.stack([torch.stack(of_category).median() for of_category in medians])
+
+
+def _with_bank(detector: BankDetector, category: int, view: PointCloudBatch) -> AnomalyPrediction:
+    """Scores by the bank of one category."""
+    bank, offsets = detector.bank, detector.offsets
+    detector.bank, detector.offsets = pack([unpack(bank, offsets)[category]])
+    scored = detector.score(view)
+    detector.bank, detector.offsets = bank, offsets
+    return scored
 
 
 def _fitted(detector: BankDetector, categories: tuple[str, ...], clouds: list[PointCloudBatch]) -> BankDetector:
@@ -186,7 +211,7 @@ def _registered_once() -> Iterator[None]:
         found: dict[tuple[int, ...], Any] = {}
 
         @wraps(method)
-        def call(self: Any, xyz: torch.Tensor) -> Any:
+        def call(self: Any, xyz: Tensor) -> Any:
             key = tuple(hash(cloud.numpy().tobytes()) for cloud in (xyz, *(t.xyz for t in templates(self))))
             if key not in found:
                 found[key] = method(self, xyz)

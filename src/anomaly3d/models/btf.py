@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
-from anomaly3d.models.components.memory import CategoryBanks, expected_median, pack, reweighted
+from anomaly3d.models.components.memory import CategoryBanks, pack, reweighted
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import PointFeature, PointFeatures, centre_and_radius
 from anomaly3d.models.components.point_scoring import PointScoring
@@ -25,7 +25,7 @@ class BTF(BankDetector):
 
     A point's score is the distance of its feature to the nearest of the training clouds, `min_m |f(x) - m|`. Published
     is one bank per category. One detector of several keeps a bank for each, and takes the one with the smallest
-    median distance in units of a normal cloud's [ours]. XXRECOG
+    median distance [ours], which on scans from one side is often the wrong one (`CategoryBanks`).
 
     Published code takes a histogram at every point of the file; its voxel of 0.5 mm only sets the radii. Ours also
     filters the clouds to that voxel, and takes features at what is left [ours, under `paper` too: for speed].
@@ -48,7 +48,6 @@ class BTF(BankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
-    expected: Float[Tensor, " C"]
 
     def __init__(
         self,
@@ -73,7 +72,6 @@ class BTF(BankDetector):
         self.reweighting = reweighting
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
-        self.register_buffer("expected", None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The features."""
@@ -85,16 +83,12 @@ class BTF(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """All features of each category."""
-        groups = by_category(seen, self.categories)
-        banks = [torch.cat(clouds) for clouds in groups]
-        medians = [expected_median(bank, [*map(len, clouds)]) for bank, clouds in zip(banks, groups, strict=True)]
-        self.bank, self.offsets = pack(banks)
-        self.expected = torch.stack(medians)
+        self.bank, self.offsets = pack([torch.cat(rows) for rows in by_category(seen, self.categories)])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""
         keypoints, features = self._describe(cloud)
-        banks = CategoryBanks(self.bank, self.offsets, self.expected)
+        banks = CategoryBanks(self.bank, self.offsets)
         found = banks.recognise(features)
         points = self.scoring.points(found.distance, keypoints, cloud)
         if self.protocol == "strict":

@@ -13,7 +13,7 @@ from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.coreset import greedy_coreset
-from anomaly3d.models.components.memory import CategoryBanks, expected_median, nearest, pack, reweighted, unpack
+from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
@@ -29,8 +29,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
     A patch's score is the distance of its token to the nearest token of the training clouds, `min_m |f(p) - m|`,
     smoothed over its neighbours and carried to the points. Tokens see the pose: clouds in arbitrary poses are
     registered to the first template of their category [paper], and the category is then the one that fits best;
-    without registration it is the one whose bank has the smallest median distance, in units of
-    a normal cloud's [ours].
+    without registration it is the one whose bank has the smallest median distance [ours], which on scans from one side
+    is often the wrong one (`CategoryBanks`).
 
     Args:
         num_groups: patches per cloud; None takes 16384 under `paper` [code of Real3D-AD], 1024 under `strict` [ours].
@@ -58,7 +58,6 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
-    expected: Float[Tensor, " C"]  # None where clouds are registered
     reweighting: int | None = None
     """Rows of the bank by which the object score is weighed; None takes the largest point score."""
 
@@ -108,7 +107,6 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.backbone_blocks = tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
-        self.register_buffer("expected", None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The patches, their pose, the blocks of the backbone, and the coreset."""
@@ -134,18 +132,9 @@ class PatchCorePointMAE(RegisteredBankDetector):
         groups = by_category(seen, self.categories)
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
-        banks, medians = [], []
-        for clouds in groups:
-            tokens = self.collect(
-                self.placed_tokens(aligned(clouds, self.settings)) if self.register_clouds else clouds
-            )
-            chosen = self.coreset(tokens)
-            banks.append(tokens[chosen])
-            if not self.register_clouds:
-                medians.append(expected_median(tokens, [*map(len, clouds)], chosen))
-        self.bank, self.offsets = pack(banks)
-        if medians:
-            self.expected = torch.stack(medians)
+            groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
+        every = (self.collect(tokens) for tokens in groups)
+        self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
@@ -157,7 +146,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             errors, index = (part[:, 0] for part in nearest(tokens, bank))
         else:
             groups, tokens = self.tokens(cloud, name)
-            banks = CategoryBanks(self.bank, self.offsets, self.expected)
+            banks = CategoryBanks(self.bank, self.offsets)
             category, errors, index, logits = banks.recognise(tokens)
             bank = banks.banks[category]
         scored = self.scoring(errors[None], groups, PointCloudBatch.pack([cloud], [name]).to(cloud.device))

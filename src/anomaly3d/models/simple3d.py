@@ -14,7 +14,7 @@ from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.fpfh import fpfh
-from anomaly3d.models.components.memory import CategoryBanks, expected_median, pack
+from anomaly3d.models.components.memory import CategoryBanks, pack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import centre_and_radius, key_points
 from anomaly3d.models.components.point_scoring import PointScoring
@@ -32,7 +32,7 @@ class Simple3D(BankDetector):
 
     `f(x) = mean over the k nearest key points of [FPFH_40, FPFH_80, FPFH_120]`; a key point's score is the distance to
     the nearest feature of the training clouds. One detector of several categories takes the bank with the smallest
-    median distance in units of a normal cloud's [ours]; XXSIMPLE
+    median distance [ours], which on scans from one side is often the wrong one (`CategoryBanks`).
 
     Args:
         neighbours: points of the neighbourhoods [paper: 40, 80, 120].
@@ -50,7 +50,6 @@ class Simple3D(BankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
-    expected: Float[Tensor, " C"]
 
     def __init__(
         self,
@@ -79,7 +78,6 @@ class Simple3D(BankDetector):
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
-        self.register_buffer("expected", None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The features and the coreset."""
@@ -92,19 +90,13 @@ class Simple3D(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
-        banks, medians = [], []
-        for clouds in by_category(seen, self.categories):
-            features = torch.cat(clouds)
-            chosen = greedy_coreset(features, self.coreset_size)
-            banks.append(features[chosen])
-            medians.append(expected_median(features, [*map(len, clouds)], chosen))
-        self.bank, self.offsets = pack(banks)
-        self.expected = torch.stack(medians)
+        groups = [torch.cat(rows) for rows in by_category(seen, self.categories)]
+        self.bank, self.offsets = pack([rows[greedy_coreset(rows, self.coreset_size)] for rows in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""
         keypoints, features = self._describe(cloud)
-        found = CategoryBanks(self.bank, self.offsets, self.expected).recognise(features)
+        found = CategoryBanks(self.bank, self.offsets).recognise(features)
         points = self.scoring.points(found.distance, keypoints, cloud)
         return Scored(points, self.scoring.object(points), found.logits)
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from anomaly3d.errors import InputError
 from anomaly3d.models.components import memory
 from anomaly3d.models.components.coreset import greedy_coreset
-from anomaly3d.models.components.memory import CategoryBanks, expected_median, nearest, pack, reweighted, unpack
+from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.point_scoring import PointScoring
 
 
@@ -70,44 +69,13 @@ def test_the_category_is_the_one_whose_bank_is_nearest_to_most_features():
     assert [len(part) for part in unpack(rows, offsets)] == [50, 40, 30]
     query = torch.randn(21, 5) + 10
     query[:10] = -10  # a large defect that looks like another category
-    found = CategoryBanks(rows, offsets, torch.ones(3)).recognise(query)
+    found = CategoryBanks(rows, offsets).recognise(query)
     assert found.category == 1
     expected = torch.cdist(query.double(), rows[50:90].double())
     torch.testing.assert_close(found.distance, expected.amin(1).float())
     assert torch.equal(found.index, expected.argmin(1))
     medians = [-torch.cdist(query.double(), part.double()).amin(1).median() for part in unpack(rows, offsets)]
     torch.testing.assert_close(found.logits, torch.stack(medians).float())
-
-
-def test_a_bank_to_which_everything_is_near_does_not_win_everything():
-    """Wide features are nearer to a narrow bank than to each other; in its own units they are not."""
-    wide, narrow = 6 * torch.randn(3, 200, 200), torch.randn(2, 200, 200)
-    rows, offsets = pack([wide[:2].flatten(0, 1), narrow.flatten(0, 1)])
-    assert CategoryBanks(rows, offsets, torch.ones(2)).recognise(wide[2]).category == 1
-    expected = torch.stack([expected_median(bank, [200, 200]) for bank in unpack(rows, offsets)])
-    found = CategoryBanks(rows, offsets, expected).recognise(wide[2])
-    assert found.category == 0
-    assert found.logits[0] == pytest.approx(-1, rel=0.1)  # a normal cloud is as far away as normal clouds are
-    with pytest.raises(InputError, match="an older version"):
-        CategoryBanks(rows, offsets, None)
-
-
-def test_the_expected_median_leaves_a_cloud_s_own_rows_out():
-    clouds = [torch.randn(n, 5) for n in (40, 30, 50)]
-    features, sizes = torch.cat(clouds), [40, 30, 50]
-    full = cdist(features.numpy(), features.numpy())
-    owner = np.repeat(np.arange(3), sizes)
-    kept = greedy_coreset(features, 45)
-    for chosen in (np.arange(120), kept.numpy()):
-        medians = []
-        for i in range(3):
-            smallest = full[np.ix_(owner == i, chosen[owner[chosen] != i])].min(1)
-            medians.append(np.sort(smallest)[(len(smallest) - 1) // 2])
-        found = expected_median(features, sizes, torch.from_numpy(chosen))
-        assert found.item() == pytest.approx(np.median(medians), rel=1e-5)
-    alone = expected_median(clouds[0], [40])
-    assert alone.item() == pytest.approx(np.sort(np.sort(full[:40, :40], axis=1)[:, 1])[19], rel=1e-5)
-    assert 0 < expected_median(torch.zeros(10, 5), [5, 5]) < 1e-6  # copies of one cloud: nothing to divide by
 
 
 def test_reweighting_is_equation_7():

@@ -10,11 +10,9 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from anomaly3d.errors import InputError
 from anomaly3d.ops.precision import no_autocast
 
 _CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
-_SOME = 2000  # features of a cloud are enough for a median
 _TREE_COLUMNS = 4  # up to here a k-d tree beats the search through everything
 
 
@@ -59,55 +57,24 @@ class Recognised(NamedTuple):
 class CategoryBanks:
     """One bank per category, kept as two tensors: all rows, and where each category's begin.
 
-    A cloud belongs to the category whose bank has the smallest median distance to its features, in units of the median
-    that a normal cloud of this category has (`expected_median`) [ours]: a bank of smooth or dense features is near to
-    everything. The median, because a defect is in fewer than half of them. Labels are never asked. With one category
-    this is a plain bank.
+    A cloud belongs to the category whose bank has the smallest median distance to its features [ours]: the median,
+    because a defect is in fewer than half of them. Labels are never asked. With one category this is a plain bank.
+
+    On scans from one side this is a poor guess: XX% of the clouds are named rightly with 100 neighbours of FPFH, where
+    a third is chance. Medians in units of what a normal cloud of the category has were tried and are no better
+    (`benchmarks/results/classical.md`). Registration tells categories there; one detector per category needs neither.
     """
 
-    def __init__(
-        self, rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"], expected: Float[Tensor, " C"] | None
-    ) -> None:
-        if expected is None:
-            raise InputError(
-                "The memory is of an older version, which did not keep what the distances of a normal cloud are; "
-                "run `anomaly3d fit` again"
-            )
+    def __init__(self, rows: Float[Tensor, "M D"], offsets: Int[Tensor, "C+1"]) -> None:
         self.banks = unpack(rows, offsets)
-        self.expected = expected
 
     def recognise(self, features: Float[Tensor, "N D"]) -> Recognised:
         """Nearest rows in the bank of the category that fits best."""
         found = [nearest(features, bank) for bank in self.banks]
-        logits = -torch.stack([distance.median() for distance, _ in found]) / self.expected
+        logits = torch.stack([-distance.median() for distance, _ in found])
         category = int(logits.argmax())
         distance, index = found[category]
         return Recognised(category, distance[:, 0], index[:, 0], logits)
-
-
-@torch.no_grad()
-def expected_median(
-    features: Float[Tensor, "N D"], sizes: Sequence[int], chosen: Int[Tensor, " M"] | None = None
-) -> Float[Tensor, ""]:
-    """Median distance of a normal cloud's features to a bank that was built without it [ours].
-
-    The median over the training clouds of a category, each of which is measured against the bank's rows that come from
-    the others; one that has no others, against all rows but the nearest, which is its own. Never zero.
-
-    Args:
-        features: those of the training clouds, one cloud after the other.
-        sizes: how many each cloud has.
-        chosen: which of them the bank keeps; None for all.
-    """
-    owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(features.device)
-    bank, owner = (features, owner) if chosen is None else (features[chosen], owner[chosen])
-    medians = []
-    for i, cloud in enumerate(features.split(list(sizes))):
-        some = cloud[:: max(1, len(cloud) // _SOME)]
-        others = bank[owner != i]
-        distance = nearest(some, others)[0] if len(others) else nearest(some, bank, min(2, len(bank)))[0][:, -1]
-        medians.append(distance.median())
-    return torch.stack(medians).median().clamp(min=torch.finfo(features.dtype).eps)
 
 
 @torch.no_grad()
