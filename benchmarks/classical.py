@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -40,9 +40,11 @@ from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.models.simple3d import Simple3D
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
+Fitted = TypeVar("Fitted", bound=BankDetector)
+Recognising = BTF | Simple3D | PatchCorePointMAE
 SHOWN = ("o_auroc", "p_auroc", "p_aupr")
 # At the sizes of the laptop's recipes.
-RECOGNISING: dict[str, Callable[[], BankDetector]] = {
+RECOGNISING: dict[str, Callable[[], Recognising]] = {
     **{f"BTF(FPFH) {k} neighbours": partial(BTF, feature_neighbours=k) for k in (10, 20, 30, 100)},
     "BTF(Raw)": partial(BTF, feature="raw"),
     "Simple3D": partial(Simple3D, coreset_size=2000),
@@ -142,10 +144,12 @@ def recognition(
                 }
                 for view in views:
                     scored = detector.score(view)
+                    assert scored.category_logits is not None
+                    chosen = scored.category_logits.argmax()
                     for evaluator, logits in zip(
                         evaluators.values(), (scored.category_logits, scored.category_logits / expected), strict=True
                     ):
-                        if logits.argmax() != scored.category_logits.argmax():
+                        if logits.argmax() != chosen:
                             scored = _with_bank(detector, int(logits.argmax()), view)
                         evaluator.update(AnomalyPrediction(scored.point_scores, scored.object_scores, logits), view)
                 shown = ", ".join(f"{unit:.3g}" for unit in expected.tolist())
@@ -155,18 +159,18 @@ def recognition(
                     _row(name, label, str(seed), rule, *cells, shown)
 
 
-def _expected(detector: BankDetector, clouds: list[PointCloudBatch]) -> Float[Tensor, " C"]:
+def _expected(detector: Recognising, clouds: list[PointCloudBatch]) -> Float[Tensor, " C"]:
     """Per category, the median over its training clouds of a cloud's median distance to the rows of the others."""
     banks, medians = unpack(detector.bank, detector.offsets), [[] for _ in detector.categories]
     for cloud in clouds:
         features = detector.describe(cloud.xyz[order_of(cloud.xyz, detector.protocol)], cloud.sample_id[0])
-        bank = banks[int(cloud.category)]
+        bank = banks[_category(cloud)]
         others = bank[nearest(bank, features)[0][:, 0] > 0]
-        medians[int(cloud.category)].append(nearest(features[:: max(1, len(features) // 2000)], others)[0].median())
+        medians[_category(cloud)].append(nearest(features[:: max(1, len(features) // 2000)], others)[0].median())
     return torch.stack([torch.stack(of_category).median() for of_category in medians])
 
 
-def _with_bank(detector: BankDetector, category: int, view: PointCloudBatch) -> AnomalyPrediction:
+def _with_bank(detector: Recognising, category: int, view: PointCloudBatch) -> AnomalyPrediction:
     """Scores by the bank of one category."""
     bank, offsets = detector.bank, detector.offsets
     detector.bank, detector.offsets = pack([unpack(bank, offsets)[category]])
@@ -175,7 +179,7 @@ def _with_bank(detector: BankDetector, category: int, view: PointCloudBatch) -> 
     return scored
 
 
-def _fitted(detector: BankDetector, categories: tuple[str, ...], clouds: list[PointCloudBatch]) -> BankDetector:
+def _fitted(detector: Fitted, categories: tuple[str, ...], clouds: list[PointCloudBatch]) -> Fitted:
     detector.configure(categories)
     for cloud in clouds:
         detector.observe(cloud)
@@ -195,7 +199,12 @@ def _batches(module: PointCloudDataModule) -> tuple[list[PointCloudBatch], list[
 
 
 def _is(batch: PointCloudBatch, category: int) -> bool:
-    return int(batch.category) == category
+    return _category(batch) == category
+
+
+def _category(batch: PointCloudBatch) -> int:
+    assert batch.category is not None
+    return int(batch.category)
 
 
 def _only(batch: PointCloudBatch) -> PointCloudBatch:

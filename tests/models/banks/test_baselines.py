@@ -12,7 +12,7 @@ import torch
 from part_shapes import batch, bracket, bumped, plate, training
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from anomaly3d.errors import InputError
@@ -101,11 +101,12 @@ def test_points_keep_their_ranking_under_a_rigid_motion(fitted, request):
     least = RANKING.get(request.node.callspec.params["fitted"])
     if least is None:
         pytest.skip("sees the pose, or its patches start at another point")
-    turn = torch.from_numpy(Rotation.random(random_state=0).as_matrix()).float()
+    turn = torch.from_numpy(Rotation.from_rotvec([1.0, -2.0, 0.5]).as_matrix()).float()
     for shape, at in ((bracket, (3.5, 1.0, 1.0)), (plate, (4.5, 2.5, 0.6))):
         cloud = bumped(shape(2500, 24), at)[0]
         one, other = (fitted.score(batch([xyz])) for xyz in (cloud, cloud @ turn.T))
-        assert spearmanr(one.point_scores, other.point_scores).statistic >= least
+        spearman = np.corrcoef(rankdata(one.point_scores), rankdata(other.point_scores))[0, 1]
+        assert spearman >= least
         assert other.object_scores[0].item() == pytest.approx(one.object_scores[0].item(), rel=0.2)
 
 
@@ -120,6 +121,8 @@ def test_the_memory_is_in_the_checkpoint(fitted, request):
     clouds = batch([bracket(800, 30)])
     one, other = fitted.score(clouds), restored.eval().score(clouds)
     assert torch.equal(one.point_scores, other.point_scores)
+    assert one.category_logits is not None
+    assert other.category_logits is not None
     assert torch.equal(one.category_logits, other.category_logits)
 
 
@@ -258,7 +261,8 @@ def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times():
     both = [features(features.keypoints(bracket(900, i), 1.0), torch.zeros(3), 1.0) for i in (0, 1)]
     weight = both[0][:, 33:].norm() / features.keypoints(bracket(900, 0), 1.0).norm()
     repeated = [torch.cat([part[:, :33], (part[:, 33:] / weight).repeat(1, 11)], dim=1) for part in both]
-    torch.testing.assert_close(nearest(*both)[0], nearest(*repeated)[0], rtol=1e-4, atol=1e-3)
+    once, eleven_times = (nearest(query, bank)[0] for query, bank in (both, repeated))
+    torch.testing.assert_close(once, eleven_times, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [BTF, PatchCore])
