@@ -54,6 +54,8 @@ Tokens = partial(PatchCorePointMAE, num_groups=8, group_size=8, backbone_size="t
         (BTF, "feature", "raw", "fpfh"),
         (BTF, "protocol", "strict", "paper"),
         (BTF, "voxel_size", 0.03, 0.5),
+        (BTF, "feature_neighbours", 10, 100),
+        (PatchCore, "feature_neighbours", 10, 100),
         (partial(PatchCore, feature="fpfh_raw"), "raw_weight", 165.0, 11.0),
         (Simple3D, "neighbours", (40, 80, 120), (10, 20, 30)),
         (Tokens, "backbone_blocks", (4,), (2,)),

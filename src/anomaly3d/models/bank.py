@@ -34,7 +34,9 @@ class BankDetector(Detector):
     Args:
         protocol: `strict`, or `paper` for the method's published choices.
         memory_gb: most memory for what is kept of the training clouds, before and after `build`; more is an error, not
-            an overflow.
+            an overflow. While it builds, a detector holds what it kept, the rows of a category and the memory that it
+            makes of them at once: up to about three times as much for a moment, four times in DDP, where what the
+            ranks send each other is there, too.
     """
 
     def __init__(self, protocol: Protocol = "strict", memory_gb: float = 4.0) -> None:

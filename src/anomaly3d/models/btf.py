@@ -25,14 +25,19 @@ class BTF(BankDetector):
 
     A point's score is the distance of its feature to the nearest of the training clouds, `min_m |f(x) - m|`. Published
     is one bank per category. One detector of several keeps a bank for each, and takes the one with the smallest
-    median distance [ours].
+    median distance [ours], which on scans from one side is often the wrong one (`CategoryBanks`).
+
+    Published code takes a histogram at every point of the file; its voxel of 0.5 mm only sets the radii. Ours also
+    filters the clouds to that voxel, and takes features at what is left [ours, under `paper` too: for speed].
 
     Args:
         feature: `raw` coordinates or `fpfh`.
         voxel_size: edge of the voxel filter, at whose points features are taken. None takes 0.5 in the unit of the file
             under `paper` [paper: 0.5 mm], 0.03 of the cloud's radius under `strict` [ours].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
-        feature_radius: neighbourhood of a histogram in voxels, at most 100 points [paper: 2.5 mm, 5 voxels].
+        feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
+        feature_neighbours: most points in it; None takes 100 [paper]. Scans from one side
+            want 20 under `strict` (`benchmarks/results/classical.md`) [ours].
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
@@ -52,6 +57,7 @@ class BTF(BankDetector):
         voxel_size: float | None = None,
         normal_radius: float = 2.0,
         feature_radius: float = 5.0,
+        feature_neighbours: int | None = None,
         reweighting: int = 3,
         smooth_neighbours: int | None = None,
         top_share: float | None = None,
@@ -60,7 +66,9 @@ class BTF(BankDetector):
     ) -> None:
         super().__init__(protocol, memory_gb)
         check_range(2, inf, reweighting=reweighting)
-        self.features = PointFeatures.preset(feature, protocol, voxel_size, normal_radius, feature_radius)
+        self.features = PointFeatures.preset(
+            feature, protocol, voxel_size, normal_radius, feature_radius, feature_neighbours
+        )
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
         self.reweighting = reweighting
         self.register_buffer("bank", None)

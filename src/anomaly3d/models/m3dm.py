@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.scoring import Propagate, Protocol
-from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
+from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE, thirds
 
 
 class M3DM(PatchCorePointMAE):
@@ -23,6 +25,8 @@ class M3DM(PatchCorePointMAE):
         backbone_blocks: blocks whose normalised tokens are joined; None takes those at a third, two thirds and the
             whole of the backbone's depth: 4, 8, 12 of 12 [paper]; of the shipped 6 they are 2, 4, 6 [ours].
         propagate: from tokens to points [paper: inverse distances].
+        reweighting: rows of the bank by which the object score is weighed under `paper` [code: 3], as in `BTF`; under
+            `strict` it is the largest point score.
         protocol: as in `PatchCorePointMAE`.
         settings: all others of `PatchCorePointMAE`.
     """
@@ -36,9 +40,11 @@ class M3DM(PatchCorePointMAE):
         coreset_share: float = 0.1,
         backbone_blocks: Sequence[int] | None = None,
         propagate: Propagate = "inverse_distance",
+        reweighting: int = 3,
         protocol: Protocol = "strict",
         **settings: Any,
     ) -> None:
+        check_range(2, inf, reweighting=reweighting)
         super().__init__(
             num_groups=(4096 if protocol == "strict" else 16384) if num_groups is None else num_groups,
             group_size=group_size,
@@ -49,6 +55,5 @@ class M3DM(PatchCorePointMAE):
             protocol=protocol,
             **settings,
         )
-        depth = self.backbone.depth
-        thirds = (depth // 3, 2 * depth // 3, depth)
-        self.backbone_blocks = thirds if backbone_blocks is None else tuple(backbone_blocks)
+        self.backbone_blocks = thirds(self.backbone.depth) if backbone_blocks is None else tuple(backbone_blocks)
+        self.reweighting = None if protocol == "strict" else reweighting

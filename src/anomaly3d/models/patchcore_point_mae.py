@@ -13,7 +13,7 @@ from anomaly3d.errors import check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.coreset import greedy_coreset
-from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, unpack
+from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
@@ -29,10 +29,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
     A patch's score is the distance of its token to the nearest token of the training clouds, `min_m |f(p) - m|`,
     smoothed over its neighbours and carried to the points. Tokens see the pose: clouds in arbitrary poses are
     registered to the first template of their category [paper], and the category is then the one that fits best;
-    without registration it is the one whose bank has the smallest median distance [ours].
+    without registration it is the one whose bank has the smallest median distance [ours], which on scans from one side
+    is often the wrong one (`CategoryBanks`).
 
     Args:
-        num_groups: patches per cloud, 1024 under both protocols [ours; code of Real3D-AD: 16384].
+        num_groups: patches per cloud; None takes 16384 under `paper` [code of Real3D-AD], 1024 under `strict` [ours].
         group_size: points per patch [code of Real3D-AD: 128].
         register: bring clouds into the pose of the first template [paper]. Needless where clouds stand alike.
         hypotheses: triples of correspondences that RANSAC draws [ours].
@@ -42,8 +43,9 @@ class PatchCorePointMAE(RegisteredBankDetector):
         pad: accept clouds with fewer than `group_size` points.
         backbone_size: architecture of the frozen Point-MAE; None takes that of the weights.
         backbone_weights: `small`, which come with the package; a file; or `random`.
-        backbone_blocks: blocks whose normalised tokens are joined, counted from 1. 4 of the shipped 6 did best on
-            validation clouds [ours].
+        backbone_blocks: blocks whose normalised tokens are joined, counted from 1. None takes those at a third, two
+            thirds and the whole of the backbone's depth under `paper`, 4, 8, 12 of 12 [code of Real3D-AD]; the fourth
+            under `strict`, which of the shipped 6 did best on validation clouds [ours].
         protocol: `strict` does not depend on the order of the points; `paper` starts the sampling at the file's first
             point, and neither smooths nor interpolates.
         normalise: override the protocol's normalisation of token errors; `none` in both.
@@ -56,11 +58,13 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
+    reweighting: int | None = None
+    """Rows of the bank by which the object score is weighed; None takes the largest point score."""
 
     def __init__(
         self,
         *,
-        num_groups: int = 1024,
+        num_groups: int | None = None,
         group_size: int = 128,
         register: bool = True,
         hypotheses: int = 100_000,
@@ -70,7 +74,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         pad: bool = False,
         backbone_size: Size | None = None,
         backbone_weights: str = "small",
-        backbone_blocks: Sequence[int] = (4,),
+        backbone_blocks: Sequence[int] | None = None,
         protocol: Protocol = "strict",
         normalise: Normalise | None = None,
         smooth: Smooth | None = None,
@@ -80,10 +84,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
         memory_gb: float = 4.0,
     ) -> None:
         super().__init__(hypotheses, protocol, memory_gb)
+        strict = protocol == "strict"
+        num_groups = (1024 if strict else 16384) if num_groups is None else num_groups
         check_range(1, float("inf"), num_groups=num_groups, group_size=group_size, coreset_size=coreset_size)
         check_range(1e-6, 1, coreset_share=coreset_share)
         check_range(1e-6, float("inf"), voxel_size=voxel_size)
-        strict = protocol == "strict"
         self.scoring = TokenScoring.preset(
             protocol,
             normalise or "none",
@@ -97,6 +102,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.coreset_share = coreset_share
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
+        if backbone_blocks is None:
+            backbone_blocks = (4,) if strict else thirds(self.backbone.depth)
         self.backbone_blocks = tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
@@ -126,7 +133,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
             groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
-        self.bank, self.offsets = pack([self._coreset(self.collect(tokens)) for tokens in groups])
+        every = (self.collect(tokens) for tokens in groups)
+        self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
@@ -134,13 +142,18 @@ class PatchCorePointMAE(RegisteredBankDetector):
             category, registration, logits = self.placing().place(cloud)
             cloud = registration.apply(cloud)
             groups, tokens = self.tokens(cloud, name)
-            errors = nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0]
+            bank = unpack(self.bank, self.offsets)[category]
+            errors, index = (part[:, 0] for part in nearest(tokens, bank))
         else:
             groups, tokens = self.tokens(cloud, name)
-            found = CategoryBanks(self.bank, self.offsets).recognise(tokens)
-            errors, logits = found.distance, found.logits
+            banks = CategoryBanks(self.bank, self.offsets)
+            category, errors, index, logits = banks.recognise(tokens)
+            bank = banks.banks[category]
         scored = self.scoring(errors[None], groups, PointCloudBatch.pack([cloud], [name]).to(cloud.device))
-        return Scored(scored.point_scores, scored.object_scores[0], logits)
+        score = scored.object_scores[0]
+        if self.reweighting is not None:
+            score = reweighted(tokens, errors, index, bank, self.reweighting)
+        return Scored(scored.point_scores, score, logits)
 
     def tokens(self, cloud: Float[Tensor, "N 3"], name: str) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
         """Patches of a cloud and their frozen tokens."""
@@ -153,6 +166,12 @@ class PatchCorePointMAE(RegisteredBankDetector):
         for i, cloud in enumerate(clouds):
             yield self.tokens(cloud, f"training cloud {i}")[1]
 
-    def _coreset(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+    def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:
+        """Which of a category's tokens are kept."""
         size = min(self.coreset_size, round(self.coreset_share * len(tokens)))
-        return tokens[greedy_coreset(tokens, max(1, size))]
+        return greedy_coreset(tokens, max(1, size))
+
+
+def thirds(depth: int) -> tuple[int, int, int]:
+    """The blocks at a third, two thirds and the whole of a backbone's depth."""
+    return depth // 3, 2 * depth // 3, depth

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomaly3d.models.components.coreset import greedy_coreset
@@ -23,9 +23,12 @@ class Reg3DAD(PatchCorePointMAE):
 
     `s(x) = (d_xyz(x) - a) / (b - a) / 2 + (d_token(x) - a') / (b' - a') / 2`, with d the distances to a bank of
     registered coordinates and to one of Point-MAE tokens, carried to the points. The published a and b are the smallest
-    and the largest distance over the test set; here they are those of the training features to their nearest other one,
-    per category [ours]. This departs from the publication under `paper` too: the scores of a cloud may not depend on
-    the other test clouds.
+    and the largest distance over the test set; here they are those of the training features to the nearest row of the
+    bank but themselves, per category [ours]. This departs from the publication under `paper` too: the scores of a cloud
+    may not depend on the other test clouds.
+
+    The object's score is the largest of s; under `paper` the mean of the largest of both maps [code], which need not
+    lie at one point.
 
     Args:
         settings: those of `PatchCorePointMAE`; clouds are always registered.
@@ -49,10 +52,10 @@ class Reg3DAD(PatchCorePointMAE):
             placed = aligned(clouds, self.settings)
             xyz = torch.cat(placed)
             every = self.collect(self.placed_tokens(placed))
-            xyz = xyz[greedy_coreset(xyz, self.coreset_size)]
-            ranges.append(torch.stack([_range(xyz), _range(every)]))
-            coordinates.append(xyz)
-            tokens.append(self._coreset(every))
+            kept, kept_tokens = greedy_coreset(xyz, self.coreset_size), self.coreset(every)
+            ranges.append(torch.stack([_range(xyz, kept), _range(every, kept_tokens)]))
+            coordinates.append(xyz[kept])
+            tokens.append(every[kept_tokens])
         self.coordinates, self.coordinate_offsets = pack(coordinates)
         self.bank, self.offsets = pack(tokens)
         self.ranges = torch.stack(ranges)
@@ -67,12 +70,14 @@ class Reg3DAD(PatchCorePointMAE):
         (low, high), (token_low, token_high) = self.ranges[category]
         errors = (errors - token_low) / (token_high - token_low)
         batch = PointCloudBatch.pack([placed], [name])
-        points = (self.scoring(errors[None], groups, batch).point_scores + (distance - low) / (high - low)) / 2
-        return Scored(points, points.max(), logits)
+        maps = torch.stack([self.scoring(errors[None], groups, batch).point_scores, (distance - low) / (high - low)])
+        points = maps.mean(0)
+        return Scored(points, points.max() if self.protocol == "strict" else maps.amax(1).mean(), logits)
 
 
-def _range(rows: Float[Tensor, "M D"]) -> Float[Tensor, " 2"]:
-    """Smallest and largest distance of a row to its nearest other one; never equal."""
-    distance = nearest(rows, rows, 2)[0][:, 1]
-    low, high = distance.aminmax()
+def _range(rows: Float[Tensor, "N D"], kept: Int[Tensor, " M"]) -> Float[Tensor, " 2"]:
+    """Smallest and largest distance of a row to the nearest of those that are kept, itself excepted; never equal."""
+    first, second = nearest(rows, rows[kept], 2)[0].unbind(1)
+    first[kept] = second[kept]
+    low, high = first.aminmax()
     return torch.stack([low, torch.maximum(high, low + torch.finfo(low.dtype).eps * (1 + low))])

@@ -24,11 +24,15 @@ from anomaly3d.ops.knn import knn
 
 
 class Simple3D(BankDetector):
-    """Simple3D: multi-scale neighbouring descriptors (here FPFH), local feature aggregation, and a bank.
+    """Simple3D: histograms at several scales, averaged over neighbours, and a bank.
+
+    Cheng et al., Towards High-Resolution 3D Anomaly Detection: A Scalable Dataset and Real-Time Framework for Subtle
+    Industrial Defects, AAAI 2026 (arXiv 2507.07435), its descriptors (MSND) taken as FPFH and its aggregation (LFSA) as
+    a mean [inferred].
 
     `f(x) = mean over the k nearest key points of [FPFH_40, FPFH_80, FPFH_120]`; a key point's score is the distance to
     the nearest feature of the training clouds. One detector of several categories takes the bank with the smallest
-    median distance [ours].
+    median distance [ours], which on scans from one side is often the wrong one (`CategoryBanks`).
 
     Args:
         neighbours: points of the neighbourhoods [paper: 40, 80, 120].

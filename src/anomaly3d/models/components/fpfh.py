@@ -47,6 +47,10 @@ def fpfh(
 ) -> Float[Tensor, "N 33"]:
     """FPFH of every point: three angles of 11 bins each.
 
+    A scan from one side has the histograms of the whole only where walls are thicker than the neighbourhood reaches,
+    and away from its borders: through a thinner wall the histogram of the whole also counts the points of the other
+    face, which the scan does not show.
+
     Args:
         xyz: a cloud.
         radius: of a histogram's neighbourhood, in the unit of the cloud; None takes `neighbours` however far they are.
@@ -54,9 +58,8 @@ def fpfh(
         normal_radius: of the neighbourhood of a normal, likewise.
         normal_neighbours: most points in it.
         orient: turn normals to the side on which the surface bulges, away from the mean of the `neighbours` nearest
-            points [ours]: a rule that knows neither the pose nor the rest of the cloud, so that a scan from one side
-            has the histograms of the whole. False leaves the sign that the decomposition happens to give, as published
-            code does.
+            points [ours]: a rule that knows neither the pose nor what lies beyond them. False leaves the sign that the
+            decomposition happens to give, as published code does.
 
     Raises:
         InputError: open3d is missing.
