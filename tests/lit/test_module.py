@@ -41,7 +41,9 @@ def test_schedule_is_linear_then_a_half_cosine() -> None:
     assert warmup_cosine(0, 0, 50, 0.1) == 1
 
 
-def test_a_training_steps_at_the_rates_of_the_schedule() -> None:
+@pytest.mark.parametrize(("epochs", "steps"), [(6, -1), (-1, 12), (1000, 12)])
+def test_a_training_steps_at_the_rates_of_the_schedule(epochs: int, steps: int) -> None:
+    """Twelve steps in six epochs, whichever limit ends them: the warm-up is two epochs long."""
     rates: list[float] = []
 
     class Rates(L.Callback):
@@ -50,24 +52,9 @@ def test_a_training_steps_at_the_rates_of_the_schedule() -> None:
 
     module = AnomalyModule(Distance(), lr=1e-2, warmup_epochs=2, warmup_lr=1e-3)
     settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    L.Trainer(max_epochs=6, callbacks=[Rates()], enable_progress_bar=False, **settings).fit(module, Clouds("unused"))
+    settings |= {"max_epochs": epochs, "max_steps": steps, "enable_progress_bar": False}
+    L.Trainer(callbacks=[Rates()], **settings).fit(module, Clouds("unused"))
     # Two steps an epoch: four of warm-up from a tenth of the peak, then half a cosine over eight, zero behind the last.
-    warmup = [1e-3 + 9e-3 * step / 4 for step in range(4)]
-    assert rates == pytest.approx([*warmup, *(5e-3 * (1 + math.cos(math.pi * step / 8)) for step in range(8))])
-
-
-@pytest.mark.parametrize("epochs", [-1, 1000])
-def test_a_training_of_so_many_steps_warms_up_for_its_epochs_too(epochs: int) -> None:
-    rates: list[float] = []
-
-    class Rates(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    module = AnomalyModule(Distance(), lr=1e-2, warmup_epochs=2, warmup_lr=1e-3)
-    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = L.Trainer(max_epochs=epochs, max_steps=12, callbacks=[Rates()], enable_progress_bar=False, **settings)
-    trainer.fit(module, Clouds("unused"))
     warmup = [1e-3 + 9e-3 * step / 4 for step in range(4)]
     assert rates == pytest.approx([*warmup, *(5e-3 * (1 + math.cos(math.pi * step / 8)) for step in range(8))])
 
