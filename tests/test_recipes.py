@@ -127,7 +127,7 @@ def test_baseline_recipes_build_and_differ_in_their_data_and_neighbours_alone() 
         model = config["model"].as_dict()
         if "fpfh" in method:  # scans from one side want fewer (benchmarks/results/classical.md)
             neighbours = model["detector"]["init_args"].pop("feature_neighbours")
-            assert neighbours == (20 if rest.startswith("real3d_ad") else None)
+            assert neighbours == (20 if rest.startswith("real3d_ad") else 100)
         of_method.setdefault(method, []).append((rest, model))
     assert len(of_method) == 9
     for entries in of_method.values():

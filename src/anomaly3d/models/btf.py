@@ -36,8 +36,8 @@ class BTF(BankDetector):
             under `paper` [paper: 0.5 mm], 0.03 of the cloud's radius under `strict` [ours].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
         feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
-        feature_neighbours: most points in it; None takes 100 [paper]. Scans from one side
-            want 20 under `strict` (`benchmarks/results/classical.md`) [ours].
+        feature_neighbours: most points in it [paper: 100]. On validation clouds 100 did best where clouds are complete,
+            20 on scans from one side (`benchmarks/results/classical.md`).
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
@@ -57,7 +57,7 @@ class BTF(BankDetector):
         voxel_size: float | None = None,
         normal_radius: float = 2.0,
         feature_radius: float = 5.0,
-        feature_neighbours: int | None = None,
+        feature_neighbours: int = 100,
         reweighting: int = 3,
         smooth_neighbours: int | None = None,
         top_share: float | None = None,

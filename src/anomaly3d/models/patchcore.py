@@ -39,8 +39,7 @@ class PatchCore(RegisteredBankDetector):
             under `paper` [paper: 0.5 mm], 0.03 of the template's radius under `strict` [ours].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
         feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
-        feature_neighbours: most points in it; None takes 100 [paper]. Scans from one side
-            want 20 under `strict` (`benchmarks/results/classical.md`) [ours].
+        feature_neighbours: most points in it [paper: 100]; 20 on scans from one side, as in `BTF`.
         raw_weight: factor of the coordinates beside FPFH; None takes the root of 11 per unit of the file under `paper`
             [code: 11 copies of each coordinate], 165 per radius under `strict` [ours].
         hypotheses: triples of correspondences that RANSAC draws [ours].
@@ -63,7 +62,7 @@ class PatchCore(RegisteredBankDetector):
         voxel_size: float | None = None,
         normal_radius: float = 2.0,
         feature_radius: float = 5.0,
-        feature_neighbours: int | None = None,
+        feature_neighbours: int = 100,
         raw_weight: float | None = None,
         hypotheses: int = 100_000,
         smooth_neighbours: int | None = None,

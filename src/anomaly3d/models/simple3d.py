@@ -27,8 +27,8 @@ class Simple3D(BankDetector):
     """Simple3D: histograms at several scales, averaged over neighbours, and a bank.
 
     Cheng et al., Towards High-Resolution 3D Anomaly Detection: A Scalable Dataset and Real-Time Framework for Subtle
-    Industrial Defects, AAAI 2026 (arXiv 2507.07435), its descriptors (MSND) taken as FPFH and its aggregation (LFSA) as
-    a mean [inferred].
+    Industrial Defects, AAAI 2026 (arXiv 2507.07435). Descriptors (MSND) are FPFH [code]; the aggregation (LFSA) is a
+    mean [inferred], at every key point of a voxel filter [ours]; public code has 2048 groups of 128 points there.
 
     `f(x) = mean over the k nearest key points of [FPFH_40, FPFH_80, FPFH_120]`; a key point's score is the distance to
     the nearest feature of the training clouds. One detector of several categories takes the bank with the smallest

@@ -274,7 +274,7 @@ def test_neighbours_of_a_histogram_are_a_setting(method):
         found = features(keypoints, torch.zeros(3), 1.0)
         assert torch.equal(found, fpfh(keypoints, 0.5, k, normal_radius=0.2))
         assert features.settings()["feature_neighbours"] == k
-    assert method(protocol="paper").features.feature_neighbours == 100
+    assert method().features.feature_neighbours == method(protocol="paper").features.feature_neighbours == 100
 
 
 def test_histograms_of_a_scan_from_one_side_are_the_whole_s_only_where_walls_are_thick():

@@ -60,8 +60,8 @@ class CategoryBanks:
     A cloud belongs to the category whose bank has the smallest median distance to its features [ours]: the median,
     because a defect is in fewer than half of them. Labels are never asked. With one category this is a plain bank.
 
-    On scans from one side this is a poor guess: XX% of the clouds are named rightly with 100 neighbours of FPFH, where
-    a third is chance. Medians in units of what a normal cloud of the category has were tried and are no better
+    On scans from one side this is a poor guess: of three parts, 33 % (FPFH of 100 neighbours) to 67 % of the clouds are
+    named rightly. Medians in units of what a normal cloud of the category has were tried and are no better
     (`benchmarks/results/classical.md`). Registration tells categories there; one detector per category needs neither.
     """
 
