@@ -81,7 +81,8 @@ def _generate(args: list[str]) -> None:
 
     from anomaly3d.data.synthetic.generate import generate
 
-    auto_cli(generate, args=args[1:], prog="anomaly3d generate", as_positional=False, exit_on_error=False)
+    root = auto_cli(generate, args=args[1:], prog="anomaly3d generate", as_positional=False, exit_on_error=False)
+    print(f"written: {root}")
 
 
 def _compare(args: list[str]) -> None:

@@ -139,5 +139,7 @@ def quieten() -> None:
         ".*number of training batches.*",
         ".*module\\(s\\) in eval mode.*",  # the frozen backbone's
         "The dirpath has changed.*",  # a test run has a folder of its own
+        ".*treespec, LeafSpec.*",
+        "Initializing zero-element tensors.*",
     ):
         warnings.filterwarnings("ignore", message=message)
