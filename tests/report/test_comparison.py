@@ -256,6 +256,18 @@ def test_runs_of_older_versions_have_no_aupro_and_no_intervals():
     assert set(compare(runs).categories) == {3}
 
 
+def test_bounds_of_point_metrics_stand_below_where_there_are_any():
+    runs = make_runs()
+    assert not any("certain bounds" in line for line in comparison_tables(runs)[0].footer)
+    methods = list(dict.fromkeys(runs["method"]))
+    for metric in ("p_auroc", "p_aupr", "aupro"):  # the first method has none, as records of older versions
+        known = runs["method"] != methods[0]
+        runs[f"{metric}_lower"] = (runs[metric] - 0.01).where(known)
+        runs[f"{metric}_upper"] = (runs[metric] + 0.02).where(known)
+    (line,) = [line for line in comparison_tables(runs)[0].footer if "certain bounds" in line]
+    assert "P-AUROC 2, P-AUPR 2, AUPRO 2" in line
+
+
 def test_latex_of_any_name_is_text(tmp_path):
     write_comparison(make_runs().assign(dataset=r"a\b^c~d_50%", seed=lambda runs: range(len(runs))), tmp_path)
     text = (tmp_path / "comparison.tex").read_text(encoding="utf-8")

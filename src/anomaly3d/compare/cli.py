@@ -33,10 +33,10 @@ def run(args: Sequence[str]) -> None:
     for name in ("overrides", "datasets"):
         if parsed.get(name) is not None:
             values[name] = _plain(parsed[name])
+    written = _plain(parsed.get("methods") or {})
     for name, method in (values.get("methods") or {}).items():
         if isinstance(method, Method):
-            written = _plain(parsed["methods"])[name]
-            values["methods"][name] = replace(method, overrides=written.get("overrides") or {})
+            values["methods"][name] = replace(method, overrides=written[name].get("overrides") or {})
     values["overrides"] = {**(values["overrides"] or {}), **overrides}
     function(**values)
 

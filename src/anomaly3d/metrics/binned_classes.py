@@ -20,7 +20,7 @@ from anomaly3d.metrics.binned import (
     binned_average_precision,
     binned_f1_max,
 )
-from anomaly3d.metrics.functional import checked
+from anomaly3d.metrics.functional import check_overlap, checked
 from anomaly3d.metrics.grid import CELLS, MOST, Grid
 
 STATE_BYTES = 64_000_000
@@ -108,8 +108,8 @@ class ScoreHistograms(Metric):
         if not 0 <= category < len(self.level):
             raise ValueError(f"category {category}: there are {len(self.level)}, counted from 0")
         scores, target = checked(scores.detach().float(), target)
-        if overlap is not None and not (len(overlap) == int(target.sum()) and (overlap > 0).all()):
-            raise ValueError(f"overlap: give a positive weight for each of the {int(target.sum())} anomalous samples")
+        if overlap is not None:
+            check_overlap(overlap, target)
         if not len(scores):
             return
         scores, target = scores.to(self.positives.device), target.to(self.positives.device)

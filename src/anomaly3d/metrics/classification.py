@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from anomaly3d.errors import check_range
 from anomaly3d.metrics.binned import FPR_LIMIT, binned_aupro, binned_f1_max, tied_bins
-from anomaly3d.metrics.functional import auroc, checked, ranking_metrics
+from anomaly3d.metrics.functional import auroc, check_overlap, checked, ranking_metrics
 from anomaly3d.metrics.states import ListStateMetric
 
 
@@ -133,8 +133,7 @@ class AUPRO(_RankingMetric):
     ) -> None:
         """Add N scores with their truth, and the weight 1 / (points of its region) of each of the A anomalous ones."""
         scores, target = checked(scores, target)
-        if not (len(overlap) == int(target.sum()) and (overlap > 0).all()):
-            raise ValueError(f"overlap: give a positive weight for each of the {int(target.sum())} anomalous samples")
+        check_overlap(overlap, target)
         super().update(scores, target)
         self.append(overlap=overlap)
 

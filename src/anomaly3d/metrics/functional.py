@@ -99,6 +99,12 @@ def checked(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return scores, target
 
 
+def check_overlap(overlap: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless there is one positive weight for each anomalous sample, as AUPRO needs."""
+    if not (len(overlap) == int(target.sum()) and (overlap > 0).all()):
+        raise ValueError(f"overlap: give a positive weight for each of the {int(target.sum())} anomalous samples")
+
+
 def _sorted_apart(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of the positives and of the negatives, each ascending."""
     if scores.device.type == "cpu":  # numpy sorts with vector instructions: 17 times torch.sort's speed on AVX-512

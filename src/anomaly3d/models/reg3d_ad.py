@@ -77,7 +77,8 @@ class Reg3DAD(PatchCorePointMAE):
 
 def _range(rows: Float[Tensor, "N D"], kept: Int[Tensor, " M"]) -> Float[Tensor, " 2"]:
     """Smallest and largest distance of a row to the nearest of those that are kept, itself excepted; never equal."""
-    first, second = nearest(rows, rows[kept], 2)[0].unbind(1)
-    first[kept] = second[kept]
+    found = nearest(rows, rows[kept], min(2, len(kept)))[0]
+    first = found[:, 0].clone()
+    first[kept] = found[kept, -1]
     low, high = first.aminmax()
     return torch.stack([low, torch.maximum(high, low + torch.finfo(low.dtype).eps * (1 + low))])

@@ -11,7 +11,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS, POINT_METRICS, mean_interval
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Published, published_metrics, published_of
-from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
+from anomaly3d.report.tables import HEADINGS, Table, largest_error, percent, percent_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,10 +232,7 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the point metrics' means are certain to, where they come from histograms."""
     errors = {
-        metric: max(
-            (max(row[f"{metric}_mean"] - row[f"{metric}_lower"], row[f"{metric}_upper"] - row[f"{metric}_mean"]))
-            for row in rows
-        )
+        metric: max(largest_error(*(row[f"{metric}_{end}"] for end in ("mean", "lower", "upper"))) for row in rows)
         for metric in POINT_METRICS
     }
     if not any(error > 0 for error in errors.values()):

@@ -203,9 +203,14 @@ def _further(result: EvaluationResult) -> list[str]:
     return lines
 
 
+def largest_error(value: float, lower: float, upper: float) -> float:
+    """How far a value may be from the one that its certain bounds enclose; 0 where there is none, or no bounds."""
+    error = max(value - lower, upper - value)
+    return 0.0 if math.isnan(error) else error
+
+
 def _largest_error(row: CategoryResult, metric: str) -> float:
-    value, lower, upper = (getattr(row, f"{metric}{end}") for end in ("", "_lower", "_upper"))
-    return 0.0 if math.isnan(value) else max(value - lower, upper - value)
+    return largest_error(*(getattr(row, f"{metric}{end}") for end in ("", "_lower", "_upper")))
 
 
 def _tex(text: str) -> str:
