@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
             busy.remove(self.card)
             return 0
 
-    def start(run: int, share: dict[str, str], lock: int) -> Process:
+    def start(run: int, share: dict[str, str], lock: int, poses: Path) -> Process:
         card = share["CUDA_VISIBLE_DEVICES"]
         assert card not in busy
         busy.append(card)
@@ -76,6 +77,6 @@ def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "start", start)
     monkeypatch.setattr(execute, "show_progress", lambda *_: None)
     monkeypatch.setattr(execute.time, "sleep", lambda _: None)
-    execute.execute_all([Run(looks) for looks in (5, 1, 1, 1, 3)], 2, -1)  # pyright: ignore[reportArgumentType]
+    execute.execute_all([Run(looks) for looks in (5, 1, 1, 1, 3)], 2, -1, Path())  # pyright: ignore[reportArgumentType]
     assert seen == ["0", "1", "1", "1", "1"]
     assert not busy

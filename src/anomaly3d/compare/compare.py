@@ -46,7 +46,9 @@ def compare(
     Args:
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
         output: folder of the results: `comparison.md`, `.csv`, `.tex`, the same by category, `heatmaps.png`, `runs/`,
-            `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory.
+            `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory, and
+            `poses/`: each cloud is registered to a template once for all runs, counted in each one's time. The
+            environment variable ANOMALY3D_POSES names another folder, which several grids may share.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0].
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
@@ -85,7 +87,7 @@ def compare(
     with only_one(output) as lock:
         waiting = [run for run in runs if not finished(run)]
         console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
-        execute_all(waiting, jobs or max(1, len(gpus())), lock)
+        execute_all(waiting, jobs or max(1, len(gpus())), lock, output / "poses")
     rows, lines = collect(runs)
     if rank is not None:
         rows = ranked(rows, rank)

@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from anomaly3d.compare.devices import shares
 from anomaly3d.compare.grid import Run
 from anomaly3d.errors import InputError
+from anomaly3d.models.components.pose_store import POSES
 
 
-def execute_all(runs: list[Run], jobs: int, lock: int) -> None:
-    """Run the waiting part of a grid, `jobs` at a time; the first failure ends it. `lock`: see `start`."""
+def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> None:
+    """Run the waiting part of a grid, `jobs` at a time; the first failure ends it. `lock` and `poses`: see `start`."""
     waiting = list(runs)
     free = shares(jobs)
     running: list[tuple[Run, subprocess.Popen[bytes], dict[str, str], TaskID]] = []
@@ -28,7 +30,9 @@ def execute_all(runs: list[Run], jobs: int, lock: int) -> None:
             while waiting or running:
                 while waiting and free:
                     run, share = waiting.pop(0), free.pop(0)
-                    running.append((run, start(run, share, lock), share, progress.add_task(run.name, total=None)))
+                    running.append(
+                        (run, start(run, share, lock, poses), share, progress.add_task(run.name, total=None))
+                    )
                 time.sleep(0.2)
                 for entry in list(running):
                     run, process, share, bar = entry
@@ -46,10 +50,11 @@ def execute_all(runs: list[Run], jobs: int, lock: int) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+def start(run: Run, share: dict[str, str], lock: int, poses: Path) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own, its output in `log.txt`.
 
-    `share` is the environment that gives it its part of the machine. It inherits the descriptor `lock`.
+    `share` is the environment that gives it its part of the machine. It inherits the descriptor `lock`. Registrations
+    are kept in `poses`, unless the environment names another folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     fingerprint = run.folder / "fingerprint"
@@ -71,7 +76,7 @@ def start(run: Run, share: dict[str, str], lock: int) -> subprocess.Popen[bytes]
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[lock],
-            env={**os.environ, **share},
+            env={POSES: str(poses), **os.environ, **share},
         )
 
 

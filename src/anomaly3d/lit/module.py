@@ -25,6 +25,7 @@ from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
 from anomaly3d.metrics.result import Thresholds
 from anomaly3d.models.base import Detector
+from anomaly3d.models.components.pose_store import spared_seconds
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
@@ -49,7 +50,8 @@ class AnomalyModule(L.LightningModule):
     Attributes:
         thresholds: of a validation of the present weights; None if they were trained on since, or never validated.
         train_seconds: wall time of training so far, over all its parts.
-        test_seconds: wall time from the first batch of the last evaluation to its result.
+        test_seconds: wall time from the first batch of the last evaluation to its result. Both times count a
+            registration that was found on disk (`models/components/pose_store.py`) with the time that it had taken.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class AnomalyModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start the clock."""
-        self._fit_started = time.perf_counter()
+        self._fit_started = _clock()
 
     def on_fit_end(self) -> None:
         """Stop the clock; tell users who validated that it was too early for an operating point."""
@@ -171,7 +173,7 @@ class AnomalyModule(L.LightningModule):
         self._finish_evaluation("test")
 
     def _start_evaluation(self, exact: bool) -> None:
-        self._evaluation_started = time.perf_counter()
+        self._evaluation_started = _clock()
         self.evaluator = Evaluator(
             self._data.category_names,
             self.detector.categories,
@@ -192,7 +194,7 @@ class AnomalyModule(L.LightningModule):
         self.result = self.evaluator.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in self.result.mean.items() if not math.isnan(value)})
         self.evaluator = None
-        self.test_seconds = time.perf_counter() - self._evaluation_started
+        self.test_seconds = _clock() - self._evaluation_started
 
     def require_result(self, verb: str) -> None:
         """Raise InputError if the evaluation that has just ended saw no cloud: Lightning skips it in silence."""
@@ -283,7 +285,7 @@ class AnomalyModule(L.LightningModule):
         return {"lr": self.lr, "weight_decay": self.weight_decay, "betas": list(self.betas)}
 
     def _trained_for(self) -> float:
-        return self.train_seconds + (0.0 if self._fit_started is None else time.perf_counter() - self._fit_started)
+        return self.train_seconds + (0.0 if self._fit_started is None else _clock() - self._fit_started)
 
     def _trained_category(self, category: Tensor) -> Tensor:
         """Indices into the training categories, of indices into the data module's."""
@@ -303,3 +305,8 @@ class AnomalyModule(L.LightningModule):
     @property
     def _data(self) -> PointCloudDataModule:
         return cast(PointCloudDataModule, self.trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _clock() -> float:
+    """Seconds, in which no time was spared: work counts as it would without what lay on disk."""
+    return time.perf_counter() + spared_seconds()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 from anomaly3d.models.components.fpfh import fpfh, one_thread, open3d
 from anomaly3d.models.components.icp import Surface, icp, residuals
 from anomaly3d.models.components.memory import nearest
+from anomaly3d.models.components.pose_store import stored
 from anomaly3d.models.components.ransac import Poses, moved, ransac_poses
 from anomaly3d.ops.voxel import voxel_filter
 
@@ -70,7 +72,7 @@ def apply_pose(pose: Float[Tensor, "4 4"], xyz: Float[Tensor, "N 3"]) -> Float[T
 
 
 class Template:
-    """A cloud that others are registered to; the same bits on every call.
+    """A cloud that others are registered to; the same bits on every call, kept on disk where `pose_store` is told to.
 
     Raises:
         InputError: (by every method) open3d is missing.
@@ -91,7 +93,7 @@ class Template:
         """From the pose that the cloud has in its file, its mean on the template's."""
         pose = np.eye(4)
         pose[:3, 3] = (self.centre - xyz.double().mean(0)).cpu().numpy()
-        return self._refine(xyz, pose[None])
+        return self._stored("as it stands", xyz, lambda: self._refine(xyz, pose[None]))
 
     def register(self, xyz: Float[Tensor, "N 3"]) -> Registration:
         """From any pose: as it stands, or else the best of that, RANSAC and the rotations."""
@@ -104,8 +106,11 @@ class Template:
         RANSAC needs features that tell one place from another. A scan of one side of a part has few of them and borders
         that the template lacks; there only the rotations find the pose [ours].
         """
-        candidates = np.concatenate([self._from_features(xyz), self._from_rotations(xyz)])
-        return min(start, self._refine(xyz, candidates), key=lambda found: found.residual)
+
+        def best() -> Registration:
+            return self._refine(xyz, np.concatenate([self._from_features(xyz), self._from_rotations(xyz)]))
+
+        return min(start, self._stored("search", xyz, best), key=lambda found: found.residual)
 
     def accepts(self, found: Registration, xyz: Float[Tensor, "N 3"]) -> bool:
         """Whether the residual is no more than sampling and `accept` explain.
@@ -117,6 +122,18 @@ class Template:
         radius = _radius(xyz)
         sampling = min(6 / np.pi * self._spacing**2, (0.05 * radius) ** 2)
         return found.residual**2 < sampling + (self.settings.accept * radius) ** 2
+
+    def _stored(self, search: str, xyz: Tensor, compute: Callable[[], Registration]) -> Registration:
+        def numbers() -> Float64[np.ndarray, "17"]:
+            found = compute()
+            return np.append(found.pose.ravel(), found.residual)
+
+        kept = stored((search, repr(self.settings), self._content, _content(xyz)), numbers)
+        return Registration(kept[:16].reshape(4, 4), float(kept[16]))
+
+    @cached_property
+    def _content(self) -> bytes:
+        return _content(self.xyz)
 
     @cached_property
     def _spacing(self) -> float:
@@ -212,6 +229,10 @@ class Template:
         o3d = open3d("Registration")
         points = voxel_filter(xyz, voxel * self.radius).double().cpu().numpy()
         return o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points))
+
+
+def _content(xyz: Tensor) -> bytes:
+    return f"{xyz.device.type} {xyz.dtype}".encode() + xyz.cpu().contiguous().numpy().tobytes()
 
 
 def _radius(xyz: Tensor) -> float:

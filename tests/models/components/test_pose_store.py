@@ -1,0 +1,94 @@
+"""Registrations on disk: found again, never stale, and counted with the time that they took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly3d.models.components import pose_store
+from anomaly3d.models.components.pose_store import POSES, spared_seconds, stored
+from anomaly3d.models.components.registration import RegistrationSettings, Template
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(POSES, str(tmp_path / "poses"))
+    return tmp_path / "poses"
+
+
+def test_numbers_are_computed_once_and_come_back_bit_for_bit(folder):
+    numbers = np.random.default_rng(0).normal(size=17) * 1e-7
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return numbers
+
+    for _ in range(3):
+        np.testing.assert_array_equal(stored(("a", b"b"), compute), numbers)
+    assert len(calls) == 1
+    stored(("ab", b""), compute)  # the same bytes, parted elsewhere
+    stored(("a", b"c"), compute)
+    assert len(calls) == 3 == len(list(folder.iterdir()))
+
+
+def test_nothing_is_kept_unless_the_environment_says_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(POSES, raising=False)
+    calls = []
+    for _ in range(2):
+        stored(("a",), lambda: calls.append(1) or np.zeros(1))
+    assert len(calls) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_code_computes_anew(folder, monkeypatch):
+    stored(("a",), lambda: np.zeros(1))
+    monkeypatch.setattr(pose_store, "_code", lambda: "other")
+    assert stored(("a",), lambda: np.ones(1)) == 1
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_failure_leaves_no_file(folder):
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        stored(("a",), fail)
+    assert stored(("a",), lambda: np.ones(1)) == 1
+
+
+def test_what_is_found_counts_with_the_time_that_it_took(folder, monkeypatch):
+    times = iter([10.0, 13.5])
+    monkeypatch.setattr(pose_store.time, "perf_counter", lambda: next(times))
+    before = spared_seconds()
+    stored(("a",), lambda: np.ones(1))
+    assert spared_seconds() == before
+    stored(("a",), lambda: np.ones(1))
+    stored(("a",), lambda: np.ones(1))
+    assert spared_seconds() - before == 7
+
+
+def test_cloud_template_and_settings_are_told_apart(open3d, folder):
+    generator = torch.Generator().manual_seed(0)
+    clouds = [torch.rand(300, 3, generator=generator) * torch.tensor([1, 0.7, 0.3]) for _ in range(2)]
+    few = RegistrationSettings(hypotheses=500, rotations=100)
+
+    def files(template, settings, cloud):
+        found = Template(template, settings).register(cloud)
+        return found, {path.name for path in folder.iterdir()}
+
+    found, first = files(clouds[0], few, clouds[1])
+    again, same = files(clouds[0].clone(), few, clouds[1].clone())
+    assert same == first
+    assert again.residual == found.residual
+    np.testing.assert_array_equal(again.pose, found.pose)
+    for other in (
+        (clouds[0] + 1e-6, few, clouds[1]),
+        (clouds[0], RegistrationSettings(hypotheses=501, rotations=100), clouds[1]),
+        (clouds[0], few, clouds[1][:-1]),
+    ):
+        before = {path.name for path in folder.iterdir()}
+        _, after = files(*other)
+        assert len(after) > len(before)
