@@ -12,11 +12,13 @@ training clouds; test clouds are never opened. Both print a Markdown table, mean
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 from unittest import mock
 
 import torch
@@ -32,8 +34,7 @@ from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import order_of
-from anomaly3d.models.components.registration import Template
-from anomaly3d.models.components.templates import CategoryTemplates
+from anomaly3d.models.components.pose_store import POSES
 from anomaly3d.models.m3dm import M3DM
 from anomaly3d.models.patchcore import PatchCore
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
@@ -215,22 +216,7 @@ def _only(batch: PointCloudBatch) -> PointCloudBatch:
 @contextmanager
 def _registered_once() -> Iterator[None]:
     """Within it a cloud that was registered to a template is not registered again."""
-
-    def remembered(method: Callable[..., Any], templates: Callable[[Any], list[Template]]) -> Callable[..., Any]:
-        found: dict[tuple[int, ...], Any] = {}
-
-        @wraps(method)
-        def call(self: Any, xyz: Tensor) -> Any:
-            key = tuple(hash(cloud.numpy().tobytes()) for cloud in (xyz, *(t.xyz for t in templates(self))))
-            if key not in found:
-                found[key] = method(self, xyz)
-            return found[key]
-
-        return call
-
-    register = remembered(Template.register, lambda template: [template])
-    place = remembered(CategoryTemplates.place, lambda group: group.templates)
-    with mock.patch.object(Template, "register", register), mock.patch.object(CategoryTemplates, "place", place):
+    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {POSES: os.environ.get(POSES, folder)}):
         yield
 
 

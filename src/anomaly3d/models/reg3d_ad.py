@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
@@ -21,16 +22,17 @@ from anomaly3d.types import PointCloudBatch
 class Reg3DAD(PatchCorePointMAE):
     """Reg3D-AD (Liu et al., NeurIPS 2023).
 
-    `s(x) = (d_xyz(x) - a) / (b - a) / 2 + (d_token(x) - a') / (b' - a') / 2`, with d the distances to a bank of
-    registered coordinates and to one of Point-MAE tokens, carried to the points. The published a and b are the smallest
-    and the largest distance over the test set; here they are those of the training features to the nearest row of the
-    bank but themselves, per category [ours]. This departs from the publication under `paper` too: the scores of a cloud
-    may not depend on the other test clouds.
+    `s(x) = w (d_xyz(x) - a) / (b - a) + (1 - w) (d_token(x) - a') / (b' - a')`, with d the distances to a bank of
+    registered coordinates and to one of Point-MAE tokens, carried to the points. The published w is a half, the
+    published a and b are the smallest and the largest distance over the test set; here they are those of the training
+    features to the nearest row of the bank but themselves, per category [ours]. This departs from the publication under
+    `paper` too: the scores of a cloud may not depend on the other test clouds.
 
-    The object's score is the largest of s; under `paper` the mean of the largest of both maps [code], which need not
-    lie at one point.
+    The object's score is the largest of s; under `paper` the mean of the largest of both maps, weighed likewise [code],
+    which need not lie at one point.
 
     Args:
+        coordinate_share: w; None takes 0.5 under `paper`.
         settings: those of `PatchCorePointMAE`; clouds are always registered.
     """
 
@@ -38,8 +40,10 @@ class Reg3DAD(PatchCorePointMAE):
     coordinate_offsets: Tensor
     ranges: Float[Tensor, "C 2 2"]  # per category, of coordinates and of tokens: smallest and largest
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, coordinate_share: float | None = None, **settings: Any) -> None:
         super().__init__(register=True, **settings)
+        check_range(0, 1, coordinate_share=coordinate_share)
+        self.coordinate_share = 0.5 if coordinate_share is None else coordinate_share
         for name in ("coordinates", "coordinate_offsets", "ranges"):
             self.register_buffer(name, None)
 
@@ -70,9 +74,11 @@ class Reg3DAD(PatchCorePointMAE):
         (low, high), (token_low, token_high) = self.ranges[category]
         errors = (errors - token_low) / (token_high - token_low)
         batch = PointCloudBatch.pack([placed], [name])
-        maps = torch.stack([self.scoring(errors[None], groups, batch).point_scores, (distance - low) / (high - low)])
-        points = maps.mean(0)
-        return Scored(points, points.max() if self.protocol == "strict" else maps.amax(1).mean(), logits)
+        token_map = self.scoring(errors[None], groups, batch).point_scores
+        coordinate_map = (distance - low) / (high - low)
+        points = torch.lerp(token_map, coordinate_map, self.coordinate_share)
+        apart = torch.lerp(token_map.max(), coordinate_map.max(), self.coordinate_share)
+        return Scored(points, points.max() if self.protocol == "strict" else apart, logits)
 
 
 def _range(rows: Float[Tensor, "N D"], kept: Int[Tensor, " M"]) -> Float[Tensor, " 2"]:

@@ -317,10 +317,11 @@ def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(na
         detector.finish_pass()
 
 
-def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
-    pytest.importorskip("open3d", exc_type=ImportError)
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
     few = batch([bracket(700, 0), bracket(700, 1), plate(700, 2), plate(700, 3)], [0, 0, 1, 1])
-    detector = fit(METHODS["reg3dad"](smooth="none", propagate="nearest"), few)  # a point's error: its nearest patch's
+    # A point's error is its nearest patch's.
+    detector = fit(METHODS["reg3dad"](smooth="none", propagate="nearest", coordinate_share=share), few)
     assert isinstance(detector, Reg3DAD)
 
     def stretched(distance: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -339,13 +340,14 @@ def test_reg3d_ad_averages_maps_in_units_of_the_training_distances():
         of_tokens = stretched(cdist(tokens.numpy(), bank).min(1), bank)[nearest_patch]
         assert min(of_coordinates.std(), of_tokens.std()) > 0.05  # neither map is lost in the mean
         scores = detector.score(cloud)
-        np.testing.assert_allclose(scores.point_scores.numpy(), (of_coordinates + of_tokens) / 2, rtol=1e-3, atol=1e-3)
+        expected = share * of_coordinates + (1 - share) * of_tokens
+        np.testing.assert_allclose(scores.point_scores.numpy(), expected, rtol=1e-3, atol=1e-3)
         assert scores.object_scores[0] == scores.point_scores.max()
 
         detector.protocol = "paper"
         published = detector.score(cloud).object_scores[0].item()
         detector.protocol = "strict"
-        assert published == pytest.approx((of_coordinates.max() + of_tokens.max()) / 2, rel=1e-3)
+        assert published == pytest.approx(share * of_coordinates.max() + (1 - share) * of_tokens.max(), rel=1e-3)
         assert published > scores.object_scores[0]  # the maxima of the two maps lie at two points
 
 
