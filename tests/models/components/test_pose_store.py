@@ -68,6 +68,7 @@ def test_what_is_found_counts_with_the_time_that_it_took(folder, monkeypatch):
     stored(("a",), lambda: np.ones(1))
     stored(("a",), lambda: np.ones(1))
     assert spared_seconds() - before == 7
+    assert type(spared_seconds()) is float  # checkpoints take nothing of numpy
 
 
 def test_cloud_template_and_settings_are_told_apart(open3d, folder):

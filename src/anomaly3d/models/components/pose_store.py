@@ -46,7 +46,7 @@ def stored(
     file = Path(folder) / f"{name.hexdigest()}.npy"
     if file.exists():
         *numbers, seconds = np.load(file)
-        _spared += seconds
+        _spared += float(seconds)  # a plain number: it goes into checkpoints
         return np.array(numbers)
     started = time.perf_counter()
     result = compute()
