@@ -42,6 +42,12 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
+def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    methods = {"A": Method(CONF / "sedir.yaml"), "B": Method(CONF / "sedir.yaml", seeds=[7])}
+    runs = expand(methods, ["unified"], [0, 1], {"x": ""}, {}, tmp_path)
+    assert [(run.method, run.seed) for run in runs] == [("A", 0), ("A", 1), ("B", 7)]
+
+
 def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     part = tmp_path / "model.yaml"
     part.write_text("lr: 0.1\n")
@@ -88,6 +94,8 @@ def test_other_data_make_another_run(parts: Path, tmp_path: Path) -> None:
         ({"seeds": [0, 0]}, r"seeds: \[0, 0\]; at least one, and each one once"),
         ({"seeds": []}, r"seeds: \[\]; at least one"),
         ({"seeds": [-1]}, r"seeds: \[-1\]; from 0"),
+        ({"methods": {"A": Method(CONF / "sedir.yaml", seeds=[1, 1])}}, r"seeds of 'A': \[1, 1\]; at least one"),
+        ({"methods": {"A": Method(CONF / "sedir.yaml", seeds=[2**32])}}, r"seeds of 'A': .*; from 0"),
         ({"settings": ["unified", "unified"]}, "settings: .*each one once"),
         ({"methods": {"../A": Method(CONF / "sedir.yaml")}}, "methods: '../A'; a run's folder is named after it"),
         ({"datasets": {"..": {}}}, "datasets: '..'"),

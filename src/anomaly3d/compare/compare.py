@@ -44,13 +44,14 @@ def compare(
     weights or data have changed since begins anew.
 
     Args:
-        methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it and `published` values.
+        methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it, `published` values and
+            `seeds`.
         output: folder of the results: `comparison.md`, `.csv`, `.tex`, the same by category, `heatmaps.png`, `runs/`,
             `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory, and
             `poses/`: each cloud is registered to a template once for all runs, counted in each one's time. The
             environment variable ANOMALY3D_POSES names another folder, which several grids may share.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
-        seeds: one run per seed; default [0].
+        seeds: one run per seed; default [0]. A row may name its own.
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
         split: `test`, or `validation` for numbers from training clouds alone, to choose settings by.
@@ -167,11 +168,13 @@ def _check(
         raise InputError(f"rank: no metric '{rank}'; choose from {', '.join(METRICS)}")
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: {jobs}; at least one run at a time")
-    for what, values in (("settings", settings), ("seeds", seeds)):
+    every = {"seeds": seeds, **{f"seeds of '{name}'": method.seeds for name, method in methods.items()}}
+    for what, values in ({"settings": settings} | every).items():
         if values is not None and not 0 < len(set(values)) == len(values):
             raise InputError(f"{what}: {values}; at least one, and each one once")
-    if seeds is not None and not all(0 <= seed < 2**32 for seed in seeds):
-        raise InputError(f"seeds: {seeds}; from 0 to 4294967295")
+    for what, values in every.items():
+        if values is not None and not all(0 <= seed < 2**32 for seed in values):
+            raise InputError(f"{what}: {values}; from 0 to 4294967295")
     for name, values in {"overrides": overrides, **{n: method.overrides for n, method in methods.items()}}.items():
         if "seed_everything" in values:
             raise InputError(f"{name}: seed_everything is the grid's; give --seeds")

@@ -24,12 +24,14 @@ class Method:
         overrides: values that differ from the recipe, by dotted key, e.g. `{model.lr: 0.001}`.
         published: what the paper reports for this row, in percent by metric, e.g. `{o_auroc: 81.0}`; in columns of
             their own.
+        seeds: instead of the grid's; a method in which nothing is random needs one.
     """
 
     config: Path
     # Not Any alone, for which the parser reads a text as YAML again: an "off" would arrive as false.
     overrides: dict[str, str | Any] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
+    seeds: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def expand(
         for setting in settings:
             groups = [tuple(data)] if setting == "unified" else [(category,) for category in data]
             for group in groups:
-                for seed in seeds:
+                for seed in method.seeds or seeds:
                     leaf = "all" if setting == "unified" else group[0]
                     yield Run(
                         method=name,

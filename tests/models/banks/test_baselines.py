@@ -48,7 +48,7 @@ WITHOUT_OPEN3D = {"btf-raw", "patchcore-pointmae", "m3dm"}
 @pytest.fixture(scope="module", params=METHODS)
 def fitted(request: pytest.FixtureRequest) -> BankDetector:
     if request.param not in WITHOUT_OPEN3D:
-        pytest.importorskip("open3d", exc_type=ImportError)
+        request.getfixturevalue("open3d")
     return fit(METHODS[request.param]())
 
 
@@ -137,9 +137,9 @@ def test_no_training_clouds_and_paper_settings(fitted, request):
 
 
 @pytest.mark.parametrize("name", ["btf-raw", "btf-fpfh"])
-def test_strict_features_have_no_unit(name):
+def test_strict_features_have_no_unit(name, request):
     if name not in WITHOUT_OPEN3D:
-        pytest.importorskip("open3d", exc_type=ImportError)
+        request.getfixturevalue("open3d")
     metres, millimetres = METHODS[name](), METHODS[name]()
     for detector, unit in ((metres, 1.0), (millimetres, 1024.0)):
         detector.configure(["bracket", "plate"])
@@ -153,8 +153,7 @@ def test_strict_features_have_no_unit(name):
     )
 
 
-def test_template_distance_is_the_distance_to_the_nearest_training_point():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_template_distance_is_the_distance_to_the_nearest_training_point(open3d):
     detector = TemplateDistance(protocol="paper", **FEW)
     detector.configure(["bracket"])
     cloud = bracket(2000, 0)
@@ -165,6 +164,25 @@ def test_template_distance_is_the_distance_to_the_nearest_training_point():
     expected = torch.cdist(test, cloud).amin(1)
     assert (scores - expected)[mask].abs().max() < 0.1
     assert scores[~mask].median() < 0.05
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_neither_seed_nor_order_of_the_training_clouds_changes_a_bank(name, request):
+    """So that `seeds: [0]` in the grids stands for every seed."""
+    if name not in WITHOUT_OPEN3D:
+        request.getfixturevalue("open3d")
+    scored, test = [], batch([bumped(bracket(1200, 9), (3.5, 1.0, 1.0))[0], plate(900, 8)])
+    few = [(bracket(900, 0), 0), (bracket(800, 1), 0), (plate(700, 2), 1), (plate(800, 3), 1)]
+    for seed, order in ((0, [0, 1, 2, 3]), (1, [2, 1, 3, 0])):
+        torch.manual_seed(seed)
+        detector = METHODS[name](**({"hypotheses": 2000} if "hypotheses" in METHODS[name].keywords else {}))
+        detector.configure(["bracket", "plate"])
+        for i in order:
+            detector.observe(PointCloudBatch.pack([few[i][0]], [f"cloud{i}"], [few[i][1]]))
+        detector.finish_pass()
+        scored.append(detector.eval().score(test))
+    assert torch.equal(scored[0].point_scores, scored[1].point_scores)
+    assert torch.equal(scored[0].object_scores, scored[1].object_scores)
 
 
 def test_clouds_count_once_and_their_order_does_not_matter():
@@ -255,8 +273,7 @@ def test_tokens_are_as_published_under_paper(method):
     assert method(protocol="paper", num_groups=9, backbone_blocks=[2]).backbone_blocks == (2,)
 
 
-def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times(open3d):
     features = PatchCore(feature="fpfh_raw", protocol="paper", voxel_size=0.2).features
     both = [features(features.keypoints(bracket(900, i), 1.0), torch.zeros(3), 1.0) for i in (0, 1)]
     weight = both[0][:, 33:].norm() / features.keypoints(bracket(900, 0), 1.0).norm()
@@ -266,8 +283,7 @@ def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times():
 
 
 @pytest.mark.parametrize("method", [BTF, PatchCore])
-def test_neighbours_of_a_histogram_are_a_setting(method):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_neighbours_of_a_histogram_are_a_setting(open3d, method):
     keypoints = bracket(900, 0)
     for k in (10, 100):
         features = method(feature_neighbours=k, voxel_size=0.1).features
@@ -277,9 +293,8 @@ def test_neighbours_of_a_histogram_are_a_setting(method):
     assert method().features.feature_neighbours == method(protocol="paper").features.feature_neighbours == 100
 
 
-def test_histograms_of_a_scan_from_one_side_are_the_whole_s_only_where_walls_are_thick():
+def test_histograms_of_a_scan_from_one_side_are_the_whole_s_only_where_walls_are_thick(open3d):
     """A bulging plate of two faces, and the upper face alone, away from its borders."""
-    pytest.importorskip("open3d", exc_type=ImportError)
     flat = torch.rand(6000, 2, generator=torch.Generator().manual_seed(0)) * 4 - 2
     upper = torch.cat([flat, -0.3 * flat.square().sum(1, keepdim=True)], dim=1)
     inside = flat.abs().amax(1) < 1
@@ -307,8 +322,7 @@ def test_the_memory_that_is_built_is_limited_too():
 
 
 @pytest.mark.parametrize("name", ["patchcore-fpfh", "reg3dad"])
-def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(name):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_features_that_are_computed_last_are_limited_before_a_coreset_of_them(open3d, name):
     points = bracket(1000, 0)
     detector = METHODS[name](memory_gb=points.nbytes / 2**30, coreset_size=10)
     detector.configure(["bracket"])
@@ -351,8 +365,7 @@ def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
         assert published > scores.object_scores[0]  # the maxima of the two maps lie at two points
 
 
-def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
     few = batch([bracket(700, 0), bracket(700, 1), plate(700, 2), plate(700, 3)], [0, 0, 1, 1])
     detector = fit(METHODS["reg3dad"](coreset_size=100), few)
     assert isinstance(detector, Reg3DAD)
@@ -367,8 +380,7 @@ def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched():
         assert (low.item(), high.item()) == pytest.approx((distance.min(), distance.max()), rel=1e-3)
 
 
-def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_points():
-    o3d = pytest.importorskip("open3d", exc_type=ImportError)
+def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_points(open3d):
     cloud = bracket(1500, 50)
     found = Simple3D(protocol="paper", voxel_size=0.4).describe(cloud, "cloud")
 
@@ -377,10 +389,10 @@ def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_poi
     for point in points:
         cells.setdefault(tuple(((point - points.min(0)) / 0.4).astype(int)), []).append(point)
     keypoints = np.array([np.mean(cells[cell], axis=0) for cell in sorted(cells)]).astype(np.float32).astype(float)
-    merged = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(keypoints))
-    merged.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(30))
+    merged = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(keypoints))
+    merged.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(30))
     histograms = [
-        o3d.pipelines.registration.compute_fpfh_feature(merged, o3d.geometry.KDTreeSearchParamKNN(k)).data.T
+        open3d.pipelines.registration.compute_fpfh_feature(merged, open3d.geometry.KDTreeSearchParamKNN(k)).data.T
         for k in (40, 80, 120)
     ]
     near = cdist(keypoints, keypoints).argsort(1)[:, :8]
@@ -389,8 +401,7 @@ def test_simple3d_s_feature_is_the_mean_of_three_scales_over_the_nearest_key_poi
 
 
 @pytest.mark.slow
-def test_templates_that_are_loaded_replace_those_in_use() -> None:
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_templates_that_are_loaded_replace_those_in_use(open3d) -> None:
     two, clouds = fit(METHODS["template"]()), batch([bracket(1500, 11)])
     swapped = METHODS["template"]()
     swapped.configure(["bracket", "plate"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +21,9 @@ def pose(rotation_vector: list[float], shift: list[float]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def surface() -> Surface:
-    o3d = pytest.importorskip("open3d", exc_type=ImportError)
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(bracket(3000, 0).double().numpy()))
-    cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(20))
+def surface(open3d: ModuleType) -> Surface:
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(bracket(3000, 0).double().numpy()))
+    cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(20))
     return Surface.of(np.asarray(cloud.points), np.asarray(cloud.normals))
 
 
@@ -49,15 +50,14 @@ def test_a_step_is_the_least_squares_step_of_a_loop(surface):
         np.testing.assert_allclose(moved(source, stepped[None])[0], expected, atol=1e-4)
 
 
-def test_it_settles_where_open3d_does(surface):
-    o3d = pytest.importorskip("open3d", exc_type=ImportError)
-    reg, vector = o3d.pipelines.registration, o3d.utility.Vector3dVector
-    goal = o3d.geometry.PointCloud(vector(surface.points))
+def test_it_settles_where_open3d_does(open3d, surface):
+    reg, vector = open3d.pipelines.registration, open3d.utility.Vector3dVector
+    goal = open3d.geometry.PointCloud(vector(surface.points))
     goal.normals = vector(surface.normals)
     source = bracket(800, 2).double().numpy()
     for start, found in zip(STARTS, icp(source, surface, STARTS, 1.0, iterations=30), strict=True):
         expected = reg.registration_icp(
-            o3d.geometry.PointCloud(vector(source)),
+            open3d.geometry.PointCloud(vector(source)),
             goal,
             1.0,
             start,
@@ -90,8 +90,7 @@ def test_residuals_are_root_mean_squares_of_what_is_near(surface):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [4, 5])
-def test_a_noisy_side_in_any_pose_is_found_where_features_mislead(seed):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_a_noisy_side_in_any_pose_is_found_where_features_mislead(open3d, seed):
     generator = np.random.default_rng(seed)
     whole, view = bracket(6000, 3).double(), generator.normal(size=3)
     turn = Rotation.from_quat(generator.normal(size=4)).as_matrix()

@@ -50,8 +50,7 @@ def test_ransac_finds_the_pose_among_wrong_correspondences():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_any_pose_is_recovered_and_the_same_twice(seed):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_any_pose_is_recovered_and_the_same_twice(open3d, seed):
     template = Template(bracket(4000, 0))
     cloud, rotation, shift = turned(bracket(3000, 10 + seed), seed)
     found = template.register(cloud)
@@ -67,16 +66,14 @@ def test_any_pose_is_recovered_and_the_same_twice(seed):
     assert found.residual == pytest.approx(distance.square().mean().sqrt().item(), rel=0.2)
 
 
-def test_a_half_is_recovered():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_a_half_is_recovered(open3d):
     whole = bracket(6000, 3)
     half, rotation, _ = turned(whole[whole[:, 1] < 1.0], 5)
     found = Template(bracket(4000, 0)).register(half)
     np.testing.assert_allclose(found.pose[:3, :3], rotation.T, atol=0.05)
 
 
-def test_a_cloud_that_stands_well_is_left_in_its_pose(monkeypatch):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_a_cloud_that_stands_well_is_left_in_its_pose(open3d, monkeypatch):
     template = Template(bracket(8000, 0), RegistrationSettings(accept=0.05))
     monkeypatch.setattr(template, "search", lambda xyz, start: pytest.fail("searched for a pose"))
     found = template.register(bracket(4000, 1) + torch.tensor([0.2, 0.1, 0.0]))
@@ -84,8 +81,7 @@ def test_a_cloud_that_stands_well_is_left_in_its_pose(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_category_is_predicted_in_any_pose():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_the_category_is_predicted_in_any_pose(open3d):
     few = RegistrationSettings(rotations=200)
     placing = CategoryTemplates([Template(bracket(4000, 0), few), Template(plate(4000, 1), few)])
     for category, make in enumerate((bracket, plate)):
@@ -95,8 +91,7 @@ def test_the_category_is_predicted_in_any_pose():
             assert placed.logits.argmax() == category
 
 
-def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_categories_are_searched_the_likelier_first_until_one_fits(open3d, monkeypatch):
     placing = CategoryTemplates([Template(plate(2000, 1)), Template(bracket(2000, 0)), Template(plate(2000, 2))])
     cloud, searched = bracket(1500, 3), []
     residuals, fitting = (0.5, 0.3, 0.4), [1]
@@ -118,9 +113,8 @@ def test_categories_are_searched_the_likelier_first_until_one_fits(monkeypatch):
     assert searched == [1, 2, 0]
 
 
-def test_a_small_thing_among_large_ones_is_turned_to_its_own_template():
+def test_a_small_thing_among_large_ones_is_turned_to_its_own_template(open3d):
     """The points of a large template are far apart for a small cloud: they must not pass for a fit."""
-    pytest.importorskip("open3d", exc_type=ImportError)
     placing = CategoryTemplates([Template(plate(2000, 1) * 12), Template(bracket(2000, 0))])
     cloud = turned(bracket(1500, 3), 4)[0]
     placed = placing.place(cloud)
@@ -128,8 +122,7 @@ def test_a_small_thing_among_large_ones_is_turned_to_its_own_template():
     assert placing.templates[1].accepts(placed.registration, cloud)
 
 
-def test_a_large_cloud_is_not_searched_for_on_small_templates(monkeypatch):
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_a_large_cloud_is_not_searched_for_on_small_templates(open3d, monkeypatch):
     placing = CategoryTemplates([Template(plate(2000, 1) / 12), Template(bracket(2000, 0))])
     searched = []
     for i, template in enumerate(placing.templates):
@@ -146,8 +139,7 @@ def test_without_open3d_one_line_names_the_command(monkeypatch):
         Template(bracket(500, 0)).register(bracket(500, 1))
 
 
-def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not():
-    pytest.importorskip("open3d", exc_type=ImportError)
+def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not(open3d):
     for points in (500, 5000):
         template = Template(bracket(points, 0))
         cloud = bracket(3000, 1)

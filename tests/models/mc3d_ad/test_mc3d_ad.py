@@ -53,9 +53,9 @@ def shuffled(batch: PointCloudBatch) -> tuple[PointCloudBatch, list[Tensor]]:
 
 
 @pytest.mark.parametrize("register", [False, True])
-def test_strict_scores_ignore_the_order_of_points_and_the_category(register):
+def test_strict_scores_ignore_the_order_of_points_and_the_category(register, request):
     if register:
-        pytest.importorskip("open3d", exc_type=ImportError)
+        request.getfixturevalue("open3d")
     detector, batch = make_detector(register=register), make_batch()
     detector.loss(batch)
     detector.finish_pass()
