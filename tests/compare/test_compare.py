@@ -188,6 +188,7 @@ def test_compare_runs_both_settings_and_keeps_what_is_finished(tmp_path: Path, p
     assert (tmp_path / "heatmaps.png").stat().st_size > 50_000
     assert "SeDiR" in (tmp_path / "comparison.md").read_text()
     assert (tmp_path / "costs.md").read_text().count("| SeDiR") == 2
+    assert (tmp_path / "decisions.md").read_text().count("| SeDiR") == 2
     facts = pd.read_csv(tmp_path / "runs.csv")
     assert len(facts) == 8  # 2 methods x 2 settings x 2 categories
     required = ["protocol", "setting", "seed", "backbone_weights", "backbone_sha256", "ops_backend", "versions"]

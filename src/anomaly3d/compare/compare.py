@@ -20,6 +20,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.costs import cost_tables
+from anomaly3d.report.decisions import decision_tables
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Reported, read_published
 from anomaly3d.report.tables import table_console
@@ -47,9 +48,10 @@ def compare(
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it, `published` values and
             `seeds`.
         output: folder of the results: `comparison.md`, `.csv`, `.tex`, the same by category, `heatmaps.png`, `runs/`,
-            `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory, and
-            `poses/`: each cloud is registered to a template once for all runs, counted in each one's time. The
-            environment variable ANOMALY3D_POSES names another folder, which several grids may share.
+            `runs.csv` with every number of every run and where it comes from, `costs.md` with time and memory,
+            `decisions.md` with F1, precision and recall at the validation's threshold, and `poses/`: each cloud is
+            registered to a template once for all runs, and counted in each one's time. The environment variable
+            ANOMALY3D_POSES names another folder for it, which several grids may share.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0]. A row may name its own.
         overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
@@ -99,8 +101,8 @@ def compare(
         picture = output / (f"heatmaps_{name}.png" if name else "heatmaps.png")
         written.append(draw_heatmaps([run for run in runs if run.dataset == name], picture))
     written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
-    costs = "\n".join(table.markdown() for table in cost_tables(rows, lines[-1]))
-    written.append(write_text(output / "costs.md", costs))
+    for name, tables in (("costs", cost_tables(rows, lines[-1])), ("decisions", decision_tables(rows, lines[-1]))):
+        written.append(write_text(output / f"{name}.md", "\n".join(table.markdown() for table in tables)))
     console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
 
 
