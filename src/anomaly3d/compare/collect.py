@@ -61,7 +61,8 @@ def provenance_lines(runs: list[Run], records: list[dict[str, Any]]) -> list[str
     for origin, methods in origins.items():
         whose = "" if len(origins) == 1 else f"{', '.join(dict.fromkeys(methods))}: {len(methods)} of the runs: "
         lines.append(f"{whose}{origin}.")
-    return [
-        *lines,
-        "Times and memory: costs.md; F1 at a threshold chosen without test data: decisions.md; settings of every run: runs.csv, runs/**/record.json.",
-    ]
+    elsewhere = (
+        "Times and memory: costs.md; F1 at a threshold chosen without test data: decisions.md; settings of every run: "
+        "runs.csv, runs/**/record.json."
+    )
+    return [*lines, elsewhere]
