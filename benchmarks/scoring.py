@@ -1,0 +1,91 @@
+"""How far patch errors are smoothed and what the object's score is, on validation clouds, for trained detectors.
+
+    python benchmarks/scoring.py --runs.SeDiR runs/sedir_synthetic_unified/version_0
+
+`runs` are log folders of `anomaly3d fit` or finished runs of `anomaly3d compare`, of one data set or of several.
+Smoothing and the object's score are not learned: the same weights are scored with each width, and each cloud once for
+all object scores. Validation clouds are made from the training clouds; test clouds are never opened. Prints a Markdown
+table, means over categories in percent.
+"""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import torch
+from jaxtyping import Float
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from anomaly3d.lit.trained import load_trained
+from anomaly3d.metrics.evaluator import Evaluator
+from anomaly3d.models.components.pose_store import POSES
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+
+
+def scoring(
+    runs: dict[str, Path],
+    sigmas: list[float] | None = None,
+    shares: list[float] | None = None,
+    normal: int = 6,
+    defective: int = 12,
+    rotation: float | None = None,
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Score validation clouds with every width, and every object score.
+
+    Args:
+        runs: trained detectors by the name that they get in the table.
+        sigmas: widths in mean distances of the centres (`smooth_sigma`); default [0.1, 0.5, 1, 2, 3]; the first
+            is as good as none.
+        shares: of a cloud's points whose mean is its score; 0 is the largest; default [0, 0.001, 0.01, 0.05].
+        normal: normal clouds per category.
+        defective: defective clouds per category.
+        rotation: largest angle of a validation cloud's pose; default the recipe's.
+        seed: of the validation clouds.
+        overrides: values for all models by dotted key.
+    """
+    print("| detector | sigma | share | O-AUROC | P-AUROC | P-AUPR |\n|" + " :-- |" * 3 + " --: |" * 3, flush=True)
+    values = {"data.val_normal": normal, "data.val_defective": defective, "data.val_seed": seed, **(overrides or {})}
+    if rotation is not None:
+        values["data.val_rotation"] = rotation
+    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {POSES: os.environ.get(POSES, folder)}):
+        for name, run in runs.items():
+            for sigma in sigmas or [0.1, 0.5, 1.0, 2.0, 3.0]:
+                of_shares = evaluate(
+                    run, values | {"model.detector.init_args.smooth_sigma": sigma}, shares or [0.0, 0.001, 0.01, 0.05]
+                )
+                for share, mean in of_shares.items():
+                    cells = (f"{100 * mean[metric]:.1f}" for metric in ("o_auroc", "p_auroc", "p_aupr"))
+                    print(f"| {name} | {sigma:g} | {share:g} | {' | '.join(cells)} |", flush=True)
+
+
+def evaluate(run: Path, values: dict[str, Any], shares: list[float]) -> dict[float, dict[str, float]]:
+    """Means over categories by share, of one run with changed values."""
+    model = load_trained(run, values)
+    model.data.setup("fit")
+    evaluators = {share: Evaluator(model.data.category_names, exact=True, replicates=0) for share in shares}
+    batches: list[PointCloudBatch] = list(model.data.val_dataloader())
+    with torch.no_grad():
+        for batch in batches:
+            points = model.detector.score(batch.to(model.device)).point_scores.cpu()
+            clouds = batch.split(points)
+            for share, evaluator in evaluators.items():
+                objects = torch.stack([top_mean(scores, share) for scores in clouds])
+                evaluator.update(AnomalyPrediction(points, objects), batch)
+    return {share: evaluator.compute().mean for share, evaluator in evaluators.items()}
+
+
+def top_mean(scores: Float[Tensor, " N"], share: float) -> Float[Tensor, ""]:
+    """Mean of the largest `share` of the scores, at least of one."""
+    return scores.topk(max(1, ceil(share * len(scores)))).values.mean()
+
+
+if __name__ == "__main__":
+    auto_cli(scoring, as_positional=False)
