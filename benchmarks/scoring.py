@@ -1,11 +1,11 @@
-"""How far patch errors are smoothed and what the object's score is, on validation clouds, for trained detectors.
+"""What settings that are not learned are worth on validation clouds, for trained detectors.
 
     python benchmarks/scoring.py --runs.SeDiR runs/sedir_synthetic_unified/version_0
 
-`runs` are log folders of `anomaly3d fit` or finished runs of `anomaly3d compare`, of one data set or of several.
-Smoothing and the object's score are not learned: the same weights are scored with each width, and each cloud once for
-all object scores. Validation clouds are made from the training clouds; test clouds are never opened. Prints a Markdown
-table, means over categories in percent.
+`runs` are log folders of `anomaly3d fit` or finished runs of `anomaly3d compare`, of one data set or of several. The
+width of the smoothing (`smooth_sigma`), or any other setting that weights do not depend on, and the object's score: the
+same weights are scored with each value, and each cloud once for all object scores. Validation clouds are made from the
+training clouds; test clouds are never opened. Prints a Markdown table, means over categories in percent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 def scoring(
     runs: dict[str, Path],
-    sigmas: list[float] | None = None,
+    setting: str = "smooth_sigma",
+    settings: list[float | str | None] | None = None,
     shares: list[float] | None = None,
     normal: int = 6,
     defective: int = 12,
@@ -38,12 +39,12 @@ def scoring(
     seed: int = 0,
     overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Score validation clouds with every width, and every object score.
+    """Score validation clouds with every value of a setting, and every object score.
 
     Args:
         runs: trained detectors by the name that they get in the table.
-        sigmas: widths in mean distances of the centres (`smooth_sigma`); default [0.1, 0.5, 1, 2, 3]; the first
-            is as good as none.
+        setting: of the detector.
+        settings: its values; default [0.1, 0.5, 1, 2, 3], which suits `smooth_sigma`: the first is as good as none.
         shares: of a cloud's points whose mean is its score; 0 is the largest; default [0, 0.001, 0.01, 0.05].
         normal: normal clouds per category.
         defective: defective clouds per category.
@@ -51,19 +52,18 @@ def scoring(
         seed: of the validation clouds.
         overrides: values for all models by dotted key.
     """
-    print("| detector | sigma | share | O-AUROC | P-AUROC | P-AUPR |\n|" + " :-- |" * 3 + " --: |" * 3, flush=True)
+    print(f"| detector | {setting} | share | O-AUROC | P-AUROC | P-AUPR |\n|" + " :-- |" * 3 + " --: |" * 3, flush=True)
     values = {"data.val_normal": normal, "data.val_defective": defective, "data.val_seed": seed, **(overrides or {})}
     if rotation is not None:
         values["data.val_rotation"] = rotation
     with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {POSES: os.environ.get(POSES, folder)}):
         for name, run in runs.items():
-            for sigma in sigmas or [0.1, 0.5, 1.0, 2.0, 3.0]:
-                of_shares = evaluate(
-                    run, values | {"model.detector.init_args.smooth_sigma": sigma}, shares or [0.0, 0.001, 0.01, 0.05]
-                )
+            for value in settings or [0.1, 0.5, 1.0, 2.0, 3.0]:
+                changed = values | {f"model.detector.init_args.{setting}": value}
+                of_shares = evaluate(run, changed, shares or [0.0, 0.001, 0.01, 0.05])
                 for share, mean in of_shares.items():
                     cells = (f"{100 * mean[metric]:.1f}" for metric in ("o_auroc", "p_auroc", "p_aupr"))
-                    print(f"| {name} | {sigma:g} | {share:g} | {' | '.join(cells)} |", flush=True)
+                    print(f"| {name} | {value} | {share:g} | {' | '.join(cells)} |", flush=True)
 
 
 def evaluate(run: Path, values: dict[str, Any], shares: list[float]) -> dict[float, dict[str, float]]:

@@ -98,8 +98,14 @@ def main(arguments: list[str] | None = None) -> None:
         places = centres[0].repeat(tokens.shape[1], 1)
         for name, sorter in {"GSAS, trained": detector.gsas, "GSAS, untrained": untrained}.items():
             plan = sorter.plan(sorter.describe(tokens, centres), centres)
-            for how in ("sort", "argmax"):
-                rows.setdefault(f"{name}, `{how}`", []).append(scores(order(plan, how)[0], places))
+            sharp = sorter.plan(sorter.describe(tokens, centres), centres, sharp=True)
+            ways: dict[str, Int[Tensor, "B R"]] = {
+                "`sort`": order(plan, "sort"),
+                "`argmax` of the near-binary plan": order(sharp, "argmax"),
+                "`argmax` of the plan of training": order(plan, "argmax"),
+            }
+            for how, row in ways.items():
+                rows.setdefault(f"{name}, {how}", []).append(scores(row[0], places))
             losses.setdefault(name, []).append(measured(plan, centres, detector.locality_sigma))
         fixed: dict[str, Callable[[], Tensor]] = {
             "random": lambda: FixedOrder("random").order(places[None])[0],  # noqa: B023

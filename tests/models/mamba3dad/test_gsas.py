@@ -145,7 +145,9 @@ def test_deployment_orderings_equal_loops(ordering: Literal["argmax", "sort"]) -
     gsas, tokens, centres = make(scale=1.0)
     gsas, tokens, centres = gsas.float(), tokens.float(), centres.float()
     out = gsas(tokens, centres, ordering)
-    assert torch.equal(out.plan, gsas(tokens, centres).plan)
+    sharp = gsas.plan(gsas.describe(tokens, centres), centres, sharp=ordering == "argmax")
+    assert torch.equal(out.plan, sharp)
+    assert torch.equal(out.plan, gsas(tokens, centres).plan) == (ordering == "sort")
     for b in range(2):
         plan = out.plan[b].detach().double().numpy()
         if ordering == "argmax":
@@ -161,6 +163,22 @@ def test_deployment_orderings_equal_loops(ordering: Literal["argmax", "sort"]) -
                 assert out.assignment[b, :, place].nonzero().flatten().tolist() == [t]
     if ordering == "argmax":
         assert torch.equal(out.assignment, out.plan)
+
+
+def test_argmax_takes_its_tokens_from_a_near_binary_plan() -> None:
+    torch.manual_seed(0)
+    gsas = GSAS(24, slots=40, affinity="cosine", neighbours=2)
+    tokens, centres = torch.randn(1, 2, 40, 24), torch.randn(1, 40, 3)
+    plans = {"trained": gsas(tokens, centres).plan, "sharp": gsas(tokens, centres, "argmax").plan}
+    entropy = {name: column_entropy(plan).item() for name, plan in plans.items()}
+    different = {name: len(plan.argmax(1).unique()) for name, plan in plans.items()}
+    assert entropy["trained"] > 3.5  # of log 80 = 4.4: a slot is everything
+    assert entropy["sharp"] < entropy["trained"] - 1
+    assert different["sharp"] > 1.2 * different["trained"]
+    torch.testing.assert_close(plans["sharp"].sum(1), torch.ones(1, 40))
+    torch.testing.assert_close(plans["sharp"].sum(2), torch.full((1, 80), 0.5), atol=0.1, rtol=0)
+    gsas.argmax_tau = None
+    assert torch.equal(gsas(tokens, centres, "argmax").plan, plans["trained"])
 
 
 def test_neighbours_on_a_curve_come_near_each_other_once_the_sorter_alone_is_trained() -> None:

@@ -24,6 +24,9 @@ Ordering = Literal["soft", "argmax", "sort"]
 Assignment = Literal["sinkhorn", "softmax", "hungarian"]
 Affinity = Literal["dot", "cosine"]
 
+_SHARP_ITERATIONS = 50
+"""The colder a plan, the more steps until its rows have their sums."""
+
 
 class SortedTokens(NamedTuple):
     """What the sorter hands on; token t = l * M + m is patch m at layer l. R = S slots, or T sorted tokens."""
@@ -80,6 +83,9 @@ class GSAS(nn.Module):
         affinity: `dot`, the product of descriptor and query [paper], which training lets grow until eight iterations
             no longer bring the rows to their sums, and few tokens take all slots; or `cosine`, of their angle alone,
             which stays within [-1, 1]. [ours]
+        argmax_tau: temperature of the plan from which `argmax` takes its tokens: "near-binary" [paper]. At that of
+            training a slot is a mixture of tens of tokens, and few tokens are the largest of most columns. None takes
+            tau. [0.005: ours, `benchmarks/results/sorting.md`]
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class GSAS(nn.Module):
         assignment: Assignment = "sinkhorn",
         block_tokens: int | None = None,
         affinity: Affinity = "dot",
+        argmax_tau: float | None = 0.005,
     ) -> None:
         super().__init__()
         self.cosine = affinity == "cosine"
@@ -103,6 +110,7 @@ class GSAS(nn.Module):
         self.neighbours = neighbours
         self.tau = tau
         self.iterations = iterations
+        self.argmax_tau = argmax_tau
         self.down = nn.Linear(width, descriptor_width)
         self.queries = nn.Parameter(query_scale * initial_queries(slots, descriptor_width, query_waves))
         self.bias = nn.Parameter(torch.zeros(slots))
@@ -113,11 +121,12 @@ class GSAS(nn.Module):
         """Sorted features and slot coordinates; float32 whatever the autocast.
 
         `soft`: a slot is its column's mixture of tokens, T_ord = P^T X [paper]. Without mixing, for deployment [paper]:
-        `argmax`, a slot is the largest of its column; `sort`, every token once, by its expected slot mu_t.
+        `argmax`, a slot is the largest of its column in a near-binary plan; `sort`, every token once, by its expected
+        slot mu_t.
         """
         with no_autocast(tokens):
             tokens = tokens.float()
-            plan = self.plan(self.describe(tokens, centres), centres)
+            plan = self.plan(self.describe(tokens, centres), centres, sharp=ordering == "argmax")
             layers = tokens.shape[1]
             tokens = rearrange(tokens, "b l m d -> b (l m) d")
             places = repeat(centres, "b m c -> b (l m) c", l=layers)
@@ -140,41 +149,48 @@ class GSAS(nn.Module):
         pooled = gather_points(projected, index).amax(dim=2)
         return rearrange(pooled, "b m (l e) -> b (l m) e", l=layers)
 
-    def affinity(self, descriptors: Float[Tensor, "B T E"]) -> Float[Tensor, "B T S"]:
-        """G = E Q^T + b; with `cosine` of descriptors and queries of length 1."""
-        queries = self.queries
+    def affinity(
+        self, descriptors: Float[Tensor, "B T E"], slots: Int[Tensor, " R"] | slice = slice(None)
+    ) -> Float[Tensor, "B T R"]:
+        """G = E Q^T + b, of some slots; with `cosine` of descriptors and queries of length 1."""
+        queries = self.queries[slots]
         if self.cosine:
             descriptors, queries = normalize(descriptors, dim=-1), normalize(queries, dim=-1)
-        return einsum(descriptors, queries, "b t e, s e -> b t s") + self.bias
+        return einsum(descriptors, queries, "b t e, s e -> b t s") + self.bias[slots]
 
-    def plan(self, descriptors: Float[Tensor, "B T E"], centres: Float[Tensor, "B M 3"]) -> Float[Tensor, "B T S"]:
-        """P, block by block where there are too many tokens.
+    def plan(
+        self, descriptors: Float[Tensor, "B T E"], centres: Float[Tensor, "B M 3"], sharp: bool = False
+    ) -> Float[Tensor, "B T S"]:
+        """P, block by block where there are too many tokens; `sharp` as `argmax` takes it.
 
         Raises:
             InputError: there are fewer slots, or patches, than blocks.
         """
         blocks = 1 if self.block_tokens is None else math.ceil(descriptors.shape[1] / self.block_tokens)
-        affinity = self.affinity(descriptors)
         if blocks == 1:
-            return self._assign(affinity)
+            return self._assign(self.affinity(descriptors), sharp)
         if blocks > min(len(self.queries), centres.shape[1]):
             raise InputError(
                 f"block_tokens={self.block_tokens}: {descriptors.shape[1]} tokens make {blocks} blocks, more than "
                 "there are slots or patches; raise it"
             )
         patches, layers = centres.shape[1], descriptors.shape[1] // centres.shape[1]
-        plan = torch.zeros_like(affinity)
+        plan = descriptors.new_zeros(*descriptors.shape[:2], len(self.queries))
         slots = torch.arange(len(self.queries), device=plan.device).tensor_split(blocks)
         for b, cloud in enumerate(centres):
             for patch, slot in zip(spatial_blocks(cloud, blocks), slots, strict=True):
                 token = (patch + patches * torch.arange(layers, device=patch.device)[:, None]).flatten()
-                plan[b, token[:, None], slot] = self._assign(affinity[b, token[:, None], slot][None])[0]
+                affinity = self.affinity(descriptors[b : b + 1, token], slot)
+                plan[b, token[:, None], slot] = self._assign(affinity, sharp)[0]
         return plan
 
-    def _assign(self, affinity: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
+    def _assign(self, affinity: Float[Tensor, "B T S"], sharp: bool) -> Float[Tensor, "B T S"]:
+        tau, iterations = self.tau, self.iterations
+        if sharp and self.argmax_tau is not None:
+            tau, iterations = self.argmax_tau, max(iterations, _SHARP_ITERATIONS)
         if self.assignment == "sinkhorn":
-            return sinkhorn(affinity, tau=self.tau, iterations=self.iterations)
-        soft = (affinity / self.tau).softmax(dim=1)
+            return sinkhorn(affinity, tau=tau, iterations=iterations)
+        soft = (affinity / tau).softmax(dim=1)
         if self.assignment == "softmax":
             return soft
         hard = torch.zeros_like(soft)

@@ -113,6 +113,7 @@ class Mamba3dAD(PlacingDetector):
             expected slots, so that no defective one is thinned out; the sorter then learns from its two losses alone.
             [ours]
         deployment: `argmax` or `sort` [paper], or `soft`: the ordering when scoring; None: as in training. [ours]
+        argmax_tau: temperature of the near-binary plan from which `argmax` takes its tokens; None: tau. [ours]
         adapter: `lti`, a time-invariant state-space scan over the slots [paper: its equations], or what the paper's
             ablation puts in its place, with as many parameters: `selective`, Mamba's input-dependent scan; `attention`;
             `mlp`; or `identity`, nothing. [inferred]
@@ -191,6 +192,7 @@ class Mamba3dAD(PlacingDetector):
         block_tokens: int | None = None,
         ordering: Literal["soft", "sort"] = "soft",
         deployment: Ordering | None = None,
+        argmax_tau: float | None = 0.005,
         adapter: AdapterKind = "lti",
         bidirectional: bool = False,
         state: int = 256,
@@ -224,7 +226,8 @@ class Mamba3dAD(PlacingDetector):
         check_range(1, inf, descriptor_width=descriptor_width, graph_neighbours=graph_neighbours)
         check_range(1, inf, position_width=position_width)
         check_range(1, inf, sinkhorn_iterations=sinkhorn_iterations, block_tokens=block_tokens, query_waves=query_waves)
-        check_range(1e-6, inf, tau=tau, locality_sigma=locality_sigma, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
+        check_range(1e-6, inf, tau=tau, argmax_tau=argmax_tau, locality_sigma=locality_sigma)
+        check_range(1e-6, inf, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
         check_range(1e-6, inf, noise_sigma=noise_sigma, gamma=gamma)
         if not 0 <= gamma_range[0] <= gamma_range[1]:
@@ -266,6 +269,7 @@ class Mamba3dAD(PlacingDetector):
                 assignment,
                 block_tokens,
                 affinity,
+                argmax_tau,
             )
         else:
             self.gsas = FixedOrder(order)
