@@ -109,6 +109,9 @@ def test_a_scan_is_completed_by_its_template_and_only_where_it_shows_nothing():
     added = whole.seen.xyz[count:]
     assert 0.4 * count < len(added) < 1.6 * count
     assert torch.cdist(added, bare.seen.xyz).amin(1).min() > 0.8 * edge - 1e-4
+    wide = trained("sedir", complete_gap=2.0).eval().place_predicted(batch).seen.xyz[count:]
+    assert 0.4 * count < len(wide) < len(added)
+    assert torch.cdist(wide, bare.seen.xyz).amin(1).min() > 2 * edge - 1e-4
     surface = wedge(20_000, 0)
     assert torch.cdist(surface, whole.seen.xyz).amin(1).max() < 3 * edge  # no gap
     assert torch.cdist(surface, bare.seen.xyz).amin(1).max() > 5 * edge

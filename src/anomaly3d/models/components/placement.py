@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.fpfh import open3d
@@ -24,7 +25,8 @@ from anomaly3d.models.components.template_memory import TemplateMemory
 from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PointCloudBatch
 
-_COVERED = 0.8  # edges of the voxel filter; farther ones leave a gap that looks like a defect
+COMPLETE_GAP = 0.8
+"""A larger one leaves a gap that looks like a defect (`benchmarks/results/registration.md`)."""
 
 
 class PlacedClouds(NamedTuple):
@@ -50,6 +52,7 @@ class Placement(nn.Module):
         complete: join to a cloud that is scored what the template has where the cloud has nothing. A scan from one side
             is then whole, without a border that no training cloud has; but a missing part is filled, too, and no longer
             seen.
+        complete_gap: how far from the cloud nothing begins, in edges of the voxel filter.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Placement(nn.Module):
         hypotheses: int = RegistrationSettings.hypotheses,
         resolution: float | None = None,
         complete: bool = False,
+        complete_gap: float = COMPLETE_GAP,
     ) -> None:
         super().__init__()
         self.templates = TemplateMemory(hypotheses)
         self.protocol = protocol
         self.resolution = resolution
         self.complete = complete
+        self.complete_gap = complete_gap
         self._seen: dict[str, Seen] = {}
         self._poses = FrozenCache[tuple[Tensor]](0.01, self.templates)
 
@@ -152,7 +157,7 @@ class Placement(nn.Module):
             return cloud
         rest = self._thin(template.xyz, template)
         distance, _ = KDTree(cloud.cpu().numpy()).query(rest.cpu().numpy())
-        bare = torch.from_numpy(distance > _COVERED * self.resolution * template.radius).to(rest.device)
+        bare = torch.from_numpy(distance > self.complete_gap * self.resolution * template.radius).to(rest.device)
         return torch.cat([cloud, rest[bare].to(cloud)])
 
 
@@ -162,18 +167,21 @@ def make_placement(
     protocol: str,
     hypotheses: int = RegistrationSettings.hypotheses,
     resolution: float | None = None,
+    complete_gap: float = COMPLETE_GAP,
 ) -> Placement | None:
     """None where clouds are not to be registered.
 
     Raises:
-        InputError: open3d is missing; or `complete` without `register` or without a resolution.
+        InputError: open3d is missing; a number is out of range; or `complete` without `register` or a resolution.
     """
+    check_range(1, inf, hypotheses=hypotheses)
+    check_range(0, inf, complete_gap=complete_gap)
     if complete and (not register or resolution is None):
         raise InputError("complete: it takes points from registered templates; set register to true, and a resolution")
     if not register:
         return None
     open3d("register")  # missed now, not after the first pass
-    return Placement(protocol, hypotheses, resolution, complete)
+    return Placement(protocol, hypotheses, resolution, complete, complete_gap)
 
 
 def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:

@@ -24,7 +24,8 @@ from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.patches import FramedClouds, PatchSampler
-from anomaly3d.models.components.placement import make_placement
+from anomaly3d.models.components.placement import COMPLETE_GAP, make_placement
+from anomaly3d.models.components.registration import RegistrationSettings
 from anomaly3d.models.components.scoring import Protocol, smooth_in_space
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapters import AdapterKind, make_adapter
@@ -91,7 +92,9 @@ class Mamba3dAD(PlacingDetector):
             [ours]
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register`. [ours]
+        complete_gap: how far from the cloud that begins, in units of `resolution`. [ours]
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius. [ours]
+        hypotheses: triples of correspondences that RANSAC draws for a pose. [ours]
         frozen_cache_gb: memory for what is constant, the tokens of these copies and as much again for the clouds
             before they are altered; with 0 they are computed at every step, with the same losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
@@ -176,7 +179,9 @@ class Mamba3dAD(PlacingDetector):
         views: int | None = None,
         register: bool = False,
         complete: bool = False,
+        complete_gap: float = COMPLETE_GAP,
         resolution: float = 0.025,
+        hypotheses: int = RegistrationSettings.hypotheses,
         frozen_cache_gb: float = 2.0,
         standardise: bool | None = None,
         slots: int = 1024,
@@ -242,7 +247,7 @@ class Mamba3dAD(PlacingDetector):
         check_range(1e-6, 1, resolution=resolution)
         if protocol == "paper" and register:
             raise InputError("protocol paper registers no clouds; set register and complete to false")
-        self.placement = make_placement(register, complete, self.protocol, resolution=resolution)
+        self.placement = make_placement(register, complete, self.protocol, hypotheses, resolution, complete_gap)
         if train_backbone and (views is not None or corruption == "tokens"):
             raise InputError(
                 "train_backbone: its tokens change at every step; set views to null, and corruption to others"

@@ -19,7 +19,7 @@ from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.one_by_one import Scored, score_one_by_one
 from anomaly3d.models.components.patches import PatchSampler
-from anomaly3d.models.components.placement import PlacedClouds, make_placement
+from anomaly3d.models.components.placement import COMPLETE_GAP, PlacedClouds, make_placement
 from anomaly3d.models.components.registration import RegistrationSettings
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.standardise import TokenStandardiser
@@ -83,6 +83,7 @@ class MC3DAD(PlacingDetector):
             it is the true one, as published.
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register` [ours].
+        complete_gap: how far from the cloud that begins, in units of `resolution` [ours].
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius [ours].
         hypotheses: triples of correspondences that RANSAC draws [code].
         frozen_cache_gb: memory for the frozen tokens of training clouds [ours]; 0 encodes them at every step.
@@ -126,6 +127,7 @@ class MC3DAD(PlacingDetector):
         jitter_probability: float = 1.0,
         register: bool = True,
         complete: bool = False,
+        complete_gap: float = COMPLETE_GAP,
         resolution: float | None = None,
         hypotheses: int = RegistrationSettings.hypotheses,
         frozen_cache_gb: float = 2.0,
@@ -145,7 +147,7 @@ class MC3DAD(PlacingDetector):
     ) -> None:
         super().__init__()
         check_range(1, inf, num_groups=num_groups, group_size=group_size, width=width, hidden=hidden)
-        check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth, hypotheses=hypotheses)
+        check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
         check_range(1e-6, inf, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(1e-6, 1, resolution=resolution)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
@@ -171,7 +173,7 @@ class MC3DAD(PlacingDetector):
         self.told_category = register and not strict
         self.in_template_frame = strict
 
-        self.placement = make_placement(register, complete, protocol, hypotheses, resolution)
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap)
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)

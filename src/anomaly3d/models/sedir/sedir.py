@@ -19,7 +19,8 @@ from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.components.jitter import FeatureJitter
 from anomaly3d.models.components.patches import PatchSampler
-from anomaly3d.models.components.placement import make_placement
+from anomaly3d.models.components.placement import COMPLETE_GAP, make_placement
+from anomaly3d.models.components.registration import RegistrationSettings
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.standardise import TokenStandardiser
@@ -111,7 +112,9 @@ class SeDiR(PlacingDetector):
             [ours].
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register` [ours].
+        complete_gap: how far from the cloud that begins, in units of `resolution` [ours].
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius [ours].
+        hypotheses: triples of correspondences that RANSAC draws for a pose [ours].
         relative: score a patch's error in units of what training clouds have at its place
             (`components/expected.py`), so that places which the model has not learned do not stand out on every cloud.
             Takes `register` [ours].
@@ -170,7 +173,9 @@ class SeDiR(PlacingDetector):
         frozen_cache_gb: float = 2.0,
         register: bool = False,
         complete: bool = False,
+        complete_gap: float = COMPLETE_GAP,
         resolution: float = 0.025,
+        hypotheses: int = RegistrationSettings.hypotheses,
         relative: bool = False,
         relative_neighbours: int = 12,
         voxel_size: float | None = None,
@@ -218,7 +223,7 @@ class SeDiR(PlacingDetector):
             raise InputError("protocol paper registers no clouds; set register, complete and relative to false")
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
-        self.placement = make_placement(register, complete, protocol, resolution=resolution)
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap)
         self.relative = relative
         # Where clouds are placed: a patch's place means the same in all of them.
         self.expected = None if self.placement is None else ExpectedErrors(relative_neighbours)
