@@ -12,12 +12,14 @@ from torch import Tensor
 from anomaly3d.data.dataset import Cloud, Sample
 from anomaly3d.errors import InputError
 from anomaly3d.ice.features import cloud_features
-from anomaly3d.models.components.patches import Frame, PatchSampler
+from anomaly3d.models.components.patches import Frame, FramedClouds, PatchSampler
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mc3d_ad import MC3DAD
+from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.models.placing import PlacingDetector
+from anomaly3d.models.reg3d_ad import Reg3DAD
 from anomaly3d.models.sedir import SeDiR
-from anomaly3d.types import PointCloudBatch
+from anomaly3d.types import PatchGroups, PointCloudBatch
 
 COMMON: dict[str, Any] = {"num_groups": 32, "backbone_size": "tiny", "backbone_weights": "random"}
 COMMON |= {"register": True, "complete": True, "resolution": 0.05}
@@ -199,6 +201,55 @@ def test_without_a_placement_clouds_stay_as_they_stand():
     assert placed.frames is placed.logits is None
     assert not detector.looks_for_templates
     assert not detector.finish_pass()
+
+
+@pytest.mark.parametrize("kind", [PatchCorePointMAE, Reg3DAD])
+@pytest.mark.usefixtures("open3d")
+def test_a_bank_sees_clouds_as_the_detectors_that_learn_do(kind: type[PatchCorePointMAE], monkeypatch):
+    learned = trained("sedir").eval()
+    assert isinstance(learned, SeDiR)
+    settings = {name: value for name, value in COMMON.items() if name != "register"}  # the default, or no setting
+    bank = kind(**settings, group_size=16, pad=True, coreset_size=40)
+    bank.configure(["flat", "tall"])
+    clouds = PointCloudBatch.pack([wedge(2500, 0), wedge(2500, 1, 1.0)], ["flat/0", "tall/0"], category=[0, 1])
+    framed: list[Tensor] = []
+    group = PatchSampler.group
+
+    def recording(self: PatchSampler, seen: FramedClouds) -> PatchGroups:
+        framed.extend(seen.clouds)
+        return group(self, seen)
+
+    monkeypatch.setattr(PatchSampler, "group", recording)
+    bank.observe(clouds)
+    bank.finish_pass()
+    scan = PointCloudBatch.pack([turned(one_side(wedge(6000, 9)), 3)], ["a"])
+    scored = bank.eval().score(scan)
+    of_bank, framed[:] = list(framed), []
+    for cloud, name, category in clouds.named_clouds():
+        placed = learned.place_known(cloud, name, category)
+        learned.patches(placed.seen, placed.frames)
+    placed = learned.place_predicted(scan)
+    learned.patches(placed.seen, placed.frames)
+    assert [len(cloud) for cloud in of_bank] == [len(cloud) for cloud in framed]
+    for one, other in zip(of_bank, framed, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(scored.point_scores) == len(scan.xyz)
+    assert scored.object_scores[0] == scored.point_scores.max()
+    assert bank.fixed_settings()["resolution"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"register": False, "resolution": 0.05}, r"resolution: .* set register to true"),
+        ({"complete": True}, r"complete: .* a resolution"),
+        ({"protocol": "paper", "resolution": 0.05}, "resolution: under protocol paper"),
+        ({"resolution": 0.0}, "resolution"),
+    ],
+)
+def test_a_bank_s_completion_needs_templates_and_strict(settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        PatchCorePointMAE(backbone_size="tiny", backbone_weights="random", num_groups=8, group_size=8, **settings)
 
 
 @pytest.mark.parametrize("kind", [SeDiR, Mamba3dAD, MC3DAD])

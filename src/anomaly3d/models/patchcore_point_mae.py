@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anomaly3d.errors import check_range
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
+from anomaly3d.models.components.completion import COMPLETE_GAP, make_completion, template_frame
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.patches import PatchSampler
+from anomaly3d.models.components.patches import Frame, PatchSampler
+from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.models.components.templates import aligned
@@ -37,6 +39,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
         group_size: points per patch [code of Real3D-AD: 128].
         register: bring clouds into the pose of the first template [paper]. Needless where clouds stand alike.
         hypotheses: triples of correspondences that RANSAC draws [ours].
+        resolution: edge of a voxel filter of registered clouds, in units of the template's radius, whose frame they are
+            then seen in; None leaves every point, and each cloud its own frame. Takes `register` [ours].
+        complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
+            missing parts are then no defects. Takes `register` and `resolution` [ours].
+        complete_gap: how far from the cloud that begins, in units of `resolution` [ours].
         coreset_size: tokens kept of each category [paper: 10,000].
         coreset_share: share of the tokens kept of each category, at most `coreset_size`.
         voxel_size: edge of the voxel filter in file units; None leaves every point.
@@ -68,6 +75,9 @@ class PatchCorePointMAE(RegisteredBankDetector):
         group_size: int = 128,
         register: bool = True,
         hypotheses: int = 100_000,
+        resolution: float | None = None,
+        complete: bool = False,
+        complete_gap: float = COMPLETE_GAP,
         coreset_size: int = 10_000,
         coreset_share: float = 1.0,
         voxel_size: float | None = None,
@@ -97,7 +107,12 @@ class PatchCorePointMAE(RegisteredBankDetector):
             smooth_kernel,
             smooth_sigma,
         )
+        if resolution is not None and not register:
+            raise InputError("resolution: in units of a template's radius; set register to true, or drop it")
+        if resolution is not None and not strict:
+            raise InputError("resolution: under protocol paper clouds are scored as they come; drop it, or take strict")
         self.register_clouds = register
+        self.completion = make_completion(register, complete, protocol, resolution, complete_gap)
         self.coreset_size = coreset_size
         self.coreset_share = coreset_share
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
@@ -112,6 +127,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """The patches, their pose, the blocks of the backbone, and the coreset."""
         return super().fixed_settings() | {
             "register": self.register_clouds,
+            "resolution": self.completion.resolution,
             "num_groups": self.patches.num_groups,
             "group_size": self.patches.group_size,
             "voxel_size": self.patches.voxel_size,
@@ -132,7 +148,10 @@ class PatchCorePointMAE(RegisteredBankDetector):
         groups = by_category(seen, self.categories)
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
-            groups = [self.placed_tokens(aligned(clouds, self.settings)) for clouds in groups]
+            groups = [
+                self.placed_tokens(aligned(clouds, self.settings), template)
+                for clouds, template in zip(groups, self.placing().templates, strict=True)
+            ]
         every = (self.collect(tokens) for tokens in groups)
         self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
@@ -141,7 +160,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         if self.register_clouds:
             category, registration, logits = self.placing().place(cloud)
             cloud = registration.apply(cloud)
-            groups, tokens = self.tokens(cloud, name)
+            groups, tokens = self.seen_tokens(cloud, name, self.placing().templates[category])
             bank = unpack(self.bank, self.offsets)[category]
             errors, index = (part[:, 0] for part in nearest(tokens, bank))
         else:
@@ -155,16 +174,30 @@ class PatchCorePointMAE(RegisteredBankDetector):
             score = reweighted(tokens, errors, index, bank, self.reweighting)
         return Scored(scored.point_scores, score, logits)
 
-    def tokens(self, cloud: Float[Tensor, "N 3"], name: str) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
-        """Patches of a cloud and their frozen tokens."""
-        groups = self.patches(PointCloudBatch.pack([cloud], [name]))
+    def tokens(
+        self, cloud: Float[Tensor, "N 3"], name: str, frame: Frame | None = None
+    ) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
+        """Patches of a cloud, in its own frame or another, and their frozen tokens."""
+        groups = self.patches(PointCloudBatch.pack([cloud], [name]).to(cloud.device), frame and [frame])
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
 
-    def placed_tokens(self, clouds: Sequence[Float[Tensor, "n 3"]]) -> Iterator[Float[Tensor, "G D"]]:
+    def seen_tokens(
+        self, placed: Float[Tensor, "N 3"], name: str, template: Template
+    ) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
+        """Of a registered cloud that is scored."""
+        return self.tokens(self.completion.completed(placed, template), name, self._frame(template, placed))
+
+    def placed_tokens(
+        self, clouds: Sequence[Float[Tensor, "n 3"]], template: Template
+    ) -> Iterator[Float[Tensor, "G D"]]:
         """Tokens of registered training clouds, one after the other."""
         for i, cloud in enumerate(clouds):
-            yield self.tokens(cloud, f"training cloud {i}")[1]
+            seen = self.completion.thinned(cloud, template)
+            yield self.tokens(seen, f"training cloud {i}", self._frame(template, cloud))[1]
+
+    def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
+        return None if self.completion.resolution is None else template_frame(template, cloud)
 
     def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:
         """Which of a category's tokens are kept."""

@@ -34,7 +34,7 @@ class PlacingDetector(Detector):
     def fixed_settings(self) -> dict[str, Any]:
         """Whether clouds are registered, and to what density they are filtered then."""
         placement = self.placement
-        return {"register": placement is not None, "resolution": placement.resolution if placement else None}
+        return {"register": placement is not None, "resolution": placement and placement.completion.resolution}
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""

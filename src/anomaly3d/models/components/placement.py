@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.cache import FrozenCache
+from anomaly3d.models.components.completion import COMPLETE_GAP, Completion, make_completion, template_frame
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.fpfh import open3d
 from anomaly3d.models.components.one_by_one import order_of
@@ -22,11 +22,7 @@ from anomaly3d.models.components.registration import RegistrationSettings, Templ
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
-from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PointCloudBatch
-
-COMPLETE_GAP = 0.8
-"""A larger one leaves a gap that looks like a defect (`benchmarks/results/registration.md`)."""
 
 
 class PlacedClouds(NamedTuple):
@@ -45,30 +41,15 @@ class Placement(nn.Module):
     template's: in its own, the part that a scan shows would lie elsewhere than in the whole.
 
     Args:
-        protocol: `strict`: registration does not see the order of the file's points.
+        completion: what is done to a cloud that is placed.
         hypotheses: triples of correspondences that RANSAC draws.
-        resolution: edge of a voxel filter, in units of the template's radius, by which clouds of different densities
-            become alike; None leaves every point.
-        complete: join to a cloud that is scored what the template has where the cloud has nothing. A scan from one side
-            is then whole, without a border that no training cloud has; but a missing part is filled, too, and no longer
-            seen.
-        complete_gap: how far from the cloud nothing begins, in edges of the voxel filter.
     """
 
-    def __init__(
-        self,
-        protocol: str,
-        hypotheses: int = RegistrationSettings.hypotheses,
-        resolution: float | None = None,
-        complete: bool = False,
-        complete_gap: float = COMPLETE_GAP,
-    ) -> None:
+    def __init__(self, completion: Completion, hypotheses: int = RegistrationSettings.hypotheses) -> None:
         super().__init__()
         self.templates = TemplateMemory(hypotheses)
-        self.protocol = protocol
-        self.resolution = resolution
-        self.complete = complete
-        self.complete_gap = complete_gap
+        self.completion = completion
+        self.protocol = completion.protocol
         self._seen: dict[str, Seen] = {}
         self._poses = FrozenCache[tuple[Tensor]](0.01, self.templates)
 
@@ -116,8 +97,8 @@ class Placement(nn.Module):
         template = self.templates.placing().templates[category]
         (pose,) = self._poses(cloud, lambda: (self._pose(cloud, name, template),), category)
         placed = apply_pose(pose, cloud)
-        thin = self._thin(placed, template)
-        return PlacedClouds(_pack([placed], [name]), _pack([thin], [name]), [_frame(template, cloud)], None)
+        thin = self.completion.thinned(placed, template)
+        return PlacedClouds(_pack([placed], [name]), _pack([thin], [name]), [template_frame(template, cloud)], None)
 
     def predicted(self, batch: PointCloudBatch) -> PlacedClouds:
         """Clouds on the templates that fit them best, whatever their category is said to be.
@@ -133,8 +114,8 @@ class Placement(nn.Module):
             template = placing.templates[found.category]
             placed = found.registration.apply(cloud)
             clouds.append(placed)
-            seen.append(self._completed(self._thin(placed, template), template))
-            frames.append(_frame(template, cloud))
+            seen.append(self.completion.completed(placed, template))
+            frames.append(template_frame(template, cloud))
             logits.append(found.logits)
         names = batch.sample_id
         return PlacedClouds(_pack(clouds, names), _pack(seen, names), frames, torch.stack(logits))
@@ -146,19 +127,6 @@ class Placement(nn.Module):
                 f"{name}: does not fit the template of its category well; is it another part, or cut off?", stacklevel=2
             )
         return torch.from_numpy(found.pose)
-
-    def _thin(self, cloud: Float[Tensor, "N 3"], template: Template) -> Float[Tensor, "n 3"]:
-        if self.resolution is None:
-            return cloud
-        return voxel_filter(cloud[order_of(cloud, self.protocol)], self.resolution * template.radius)
-
-    def _completed(self, cloud: Float[Tensor, "n 3"], template: Template) -> Float[Tensor, "m 3"]:
-        if not self.complete or self.resolution is None:
-            return cloud
-        rest = self._thin(template.xyz, template)
-        distance, _ = KDTree(cloud.cpu().numpy()).query(rest.cpu().numpy())
-        bare = torch.from_numpy(distance > self.complete_gap * self.resolution * template.radius).to(rest.device)
-        return torch.cat([cloud, rest[bare].to(cloud)])
 
 
 def make_placement(
@@ -175,13 +143,11 @@ def make_placement(
         InputError: open3d is missing; a number is out of range; or `complete` without `register` or a resolution.
     """
     check_range(1, inf, hypotheses=hypotheses)
-    check_range(0, inf, complete_gap=complete_gap)
-    if complete and (not register or resolution is None):
-        raise InputError("complete: it takes points from registered templates; set register to true, and a resolution")
+    completion = make_completion(register, complete, protocol, resolution, complete_gap)
     if not register:
         return None
     open3d("register")  # missed now, not after the first pass
-    return Placement(protocol, hypotheses, resolution, complete, complete_gap)
+    return Placement(completion, hypotheses)
 
 
 def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:
@@ -192,7 +158,3 @@ def _required(category: int | None) -> int:
     if category is None:
         raise ValueError("Training clouds are registered by their category, and this batch has none.")
     return category
-
-
-def _frame(template: Template, cloud: Tensor) -> Frame:
-    return Frame(template.centre.to(cloud), torch.as_tensor(template.radius).to(cloud))
