@@ -32,8 +32,8 @@ class Reg3DAD(PatchCorePointMAE):
     which need not lie at one point.
 
     Args:
-        coordinate_share: w; None takes 0.5 under `paper` and 0.6 under `strict`, which did best on validation clouds of two
-            sets (`benchmarks/results/classical.md`) [ours].
+        coordinate_share: w; None takes 0.5 under `paper` and 0.6 under `strict`, which did best on validation clouds of
+            two sets (`benchmarks/results/classical.md`) [ours].
         settings: those of `PatchCorePointMAE`; clouds are always registered.
     """
 

@@ -273,6 +273,12 @@ def test_tokens_are_as_published_under_paper(method):
     assert method(protocol="paper", num_groups=9, backbone_blocks=[2]).backbone_blocks == (2,)
 
 
+def test_reg3d_ad_averages_its_maps_under_paper():
+    assert Reg3DAD(protocol="paper").coordinate_share == 0.5
+    assert Reg3DAD().coordinate_share == 0.6
+    assert Reg3DAD(protocol="paper", coordinate_share=0.0).coordinate_share == 0
+
+
 def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times(open3d):
     features = PatchCore(feature="fpfh_raw", protocol="paper", voxel_size=0.2).features
     both = [features(features.keypoints(bracket(900, i), 1.0), torch.zeros(3), 1.0) for i in (0, 1)]
