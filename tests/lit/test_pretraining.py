@@ -51,7 +51,17 @@ def test_leaves_weights_curve_and_pictures(finished: Path) -> None:
     assert (about["epochs"], about["steps"], about["seed"]) == ("3", "6", "0")
     curve = pd.read_csv(finished / "log" / "version_0" / "metrics.csv")
     assert curve.notna().sum()[["train/chamfer", "val/chamfer"]].tolist() == [6, 3]
-    assert (finished / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+    pictures = sorted((finished / "reconstructions").iterdir())
+    assert [picture.name for picture in pictures] == [f"epoch_000{epoch}.png" for epoch in (1, 2, 3)]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_one_seed_decides_weights_draws_and_clouds(tmp_path: Path) -> None:
+    built = [PretrainingCLI([*arguments(tmp_path, f"--seed_everything={seed}")[1:]]) for seed in (3, 3, 4)]
+    assert [(cli.model.seed, cli.datamodule.stream.seed) for cli in built] == [(3, 3), (3, 3), (4, 4)]
+    first = [next(cli.model.parameters()) for cli in built]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
 
 
 def test_loggers_and_callbacks_of_the_configuration_are_there_besides(tmp_path: Path) -> None:
@@ -105,20 +115,23 @@ def test_another_training_s_folder_is_refused(
 BUILT: dict[str, Any] = {"size": "tiny", "decoder_depth": 1, "groups": 16}
 
 
-def prepared(data: dict[str, Any] | None = None, max_epochs: int = 3, **settings: Any) -> PretrainingModule:
+def prepared(
+    data: dict[str, Any] | None = None, max_epochs: int = 3, trainer: dict[str, Any] | None = None, **settings: Any
+) -> PretrainingModule:
     """A pre-training that is about to start or to go on."""
-    trainer = Trainer(accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False)
-    trainer.ckpt_path = "last.ckpt"
+    asked = {"accelerator": "cpu", "max_epochs": max_epochs, "logger": False, "enable_checkpointing": False}
+    made = Trainer(**asked | (trainer or {}))
+    made.ckpt_path = "last.ckpt"
     module = PretrainingModule(**BUILT | settings)
-    module.trainer = trainer
-    trainer.datamodule = ProceduralDataModule(**data or {})  # pyright: ignore[reportAttributeAccessIssue]
+    module.trainer = made
+    made.datamodule = ProceduralDataModule(**data or {})  # pyright: ignore[reportAttributeAccessIssue]
     return module
 
 
 OTHERS: dict[str, Any] = {
     **{"size": "point_bert", "decoder_depth": 2, "drop_path": 0.2, "groups": 17, "patch_sizes": {64: 1.0}},
     **{"min_points": 512, "max_share": 0.07, "mask_ratio": 0.5, "scale": (0.7, 1.5), "translate": 0.1, "lr": 1e-2},
-    **{"weight_decay": 0.04, "warmup_epochs": 2, "clip_gradient": 1.0, "seed": 1},
+    **{"weight_decay": 0.04, "warmup_epochs": 2, "clip_gradient": 1.0, "norm_momentum": 0.5, "seed": 1},
 }
 
 
@@ -140,6 +153,12 @@ def test_every_setting_that_decides_a_pretraining_is_asked_for_again() -> None:
     ):
         with pytest.raises(InputError, match=f"of a pre-training with {named}"):
             prepared(data, epochs).on_load_checkpoint(checkpoint)
+    for setting, value, named in (
+        ("accumulate_grad_batches", 2, "accumulate_grad_batches=1 instead of 2"),
+        ("precision", "bf16-mixed", "precision=32-true instead of bf16-mixed"),
+    ):
+        with pytest.raises(InputError, match=f"of a pre-training with {named}"):
+            prepared(trainer={setting: value}).on_load_checkpoint(checkpoint)
     # An older version kept fewer of them; another kind of checkpoint has none.
     del checkpoint["anomaly3d"]["pretraining"]["translate"]
     prepared(translate=0.1).on_load_checkpoint(checkpoint)

@@ -39,8 +39,10 @@ class PretrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The output folder, on which logger and checkpoints depend."""
+        """The output folder, on which logger and checkpoints depend; the one seed of weights, draws and clouds."""
         parser.add_argument("--output", type=Path, default=Path("runs/pretrain"), help="folder of all results")
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Everything that is written goes into the output folder; a log folder per attempt.

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -48,7 +49,9 @@ class PretrainingModule(L.LightningModule):
         lr: peak learning rate of AdamW [published: 1e-3 for batches of 128].
         weight_decay: on matrices only, as published [published: 0.05].
         warmup_epochs: linear warm-up, before the cosine down to zero [published: 10 of 300].
-        clip_gradient: largest norm of the gradient [ours; published: none].
+        clip_gradient: largest norm of the gradient; None for no limit [published: none].
+        norm_momentum: share of a step in the statistics of BatchNorm [published: 0.1]. Patches of several sizes need a
+            smaller one: what stays behind should be of thousands of patches of every size.
         seed: of all draws.
     """
 
@@ -67,7 +70,8 @@ class PretrainingModule(L.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         warmup_epochs: float = 10,
-        clip_gradient: float = 10.0,
+        clip_gradient: float | None = None,
+        norm_momentum: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,13 +95,13 @@ class PretrainingModule(L.LightningModule):
             "weight_decay": weight_decay,
             "warmup_epochs": warmup_epochs,
             "clip_gradient": clip_gradient,
+            "norm_momentum": norm_momentum,
             "seed": seed,
         }
         torch.manual_seed(seed)
         self.autoencoder = MaskedAutoencoder(size, decoder_depth, drop_path)
-        # The statistics that stay behind are those of thousands of patches of every size.
         for norm in (m for m in self.autoencoder.modules() if isinstance(m, torch.nn.BatchNorm1d)):
-            norm.momentum = 0.02
+            norm.momentum = norm_momentum
         self.size: Size = size
         self.groups = groups
         self.min_points = min_points
@@ -141,7 +145,8 @@ class PretrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip the gradient."""
-        self.clip_gradients(optimizer, self.clip_gradient, "norm")
+        if self.clip_gradient is not None:
+            self.clip_gradients(optimizer, self.clip_gradient, "norm")
 
     def validation_step(self, clouds: Float[Tensor, "B P 3"], batch_idx: int) -> None:
         """The same on clouds of a stream of its own, patches of every size in turn, always the same draws."""
@@ -187,7 +192,13 @@ class PretrainingModule(L.LightningModule):
     def _decisive(self) -> dict[str, Any]:
         """All that a resumed training must have as before; the schedule, too, follows from the number of epochs."""
         clouds: dict[str, Any] = self.trainer.datamodule.settings  # pyright: ignore[reportAttributeAccessIssue]
-        return {**self.settings, **clouds, "max_epochs": self.trainer.max_epochs}
+        of_trainer = {
+            "max_epochs": self.trainer.max_epochs,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "precision": self.trainer.precision,
+            "number of devices": self.trainer.world_size,
+        }
+        return {**self.settings, **clouds, **of_trainer}
 
 
 class EncoderFile(Callback):
@@ -215,7 +226,10 @@ class EncoderFile(Callback):
 
 
 class Reconstructions(Callback):
-    """Draws a few reconstructions of validation clouds after every validation: `<folder>/reconstructions.png`."""
+    """Draws a few reconstructions of validation clouds after every validation.
+
+    `<folder>/reconstructions/epoch_0005.png`, and in every logger that takes pictures, as Weights & Biases does.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -226,5 +240,11 @@ class Reconstructions(Callback):
 
         assert isinstance(pl_module, PretrainingModule)
         found = pl_module.last_validation
-        if trainer.is_global_zero and found is not None:
-            draw_reconstructions(found, self.folder / "reconstructions.png", f"epoch {trainer.current_epoch + 1}")
+        if not trainer.is_global_zero or found is None or trainer.sanity_checking:
+            return
+        epoch = trainer.current_epoch + 1
+        picture = self.folder / "reconstructions" / f"epoch_{epoch:04d}.png"
+        draw_reconstructions(found, picture, f"epoch {epoch}")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("val/reconstructions", [str(picture)], step=trainer.global_step)

@@ -9,6 +9,8 @@ import lightning as L
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from anomaly3d.errors import InputError
+
 
 def warmup_cosine(step: int, warmup: int, total: int, start: float) -> float:
     """Factor of the peak learning rate at a step.
@@ -23,6 +25,8 @@ def warmup_cosine(step: int, warmup: int, total: int, start: float) -> float:
 
 def with_schedule(optimizer: Optimizer, trainer: L.Trainer, warmup_epochs: float, start: float) -> Any:
     """The optimizer under `warmup_cosine` over the trainer's steps, as `configure_optimizers` returns it."""
+    if math.isinf(trainer.estimated_stepping_batches):
+        raise InputError("trainer: the learning rate falls to zero at the end, so give one: max_epochs, or max_steps")
     total = max(1, int(trainer.estimated_stepping_batches))
     if math.isinf(trainer.num_training_batches):  # nobody has asked yet
         trainer.fit_loop.setup_data()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.mae import MaskedAutoencoder, chamfer_l2, even_ranks, random_mask
-from anomaly3d.models.backbones.point_mae import ARCHITECTURES, Block, FrozenPointMAE, PointMAE
-from anomaly3d.models.backbones.weights import frozen_point_mae, load_encoder, save_encoder
+from anomaly3d.models.backbones.point_mae import ARCHITECTURES, Block, PointMAE
+from anomaly3d.models.backbones.weights import frozen_point_mae, save_encoder
 
 
 def patches(clouds: int = 2, groups: int = 10, size: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +166,7 @@ def test_a_saved_encoder_comes_back_to_half_precision(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["weights.safetensors"]
     (tmp_path / "weights.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"weights\.safetensors: not a readable"):
-        load_encoder(FrozenPointMAE("tiny"), tmp_path / "weights.safetensors")
+        frozen_point_mae("tiny", str(tmp_path / "weights.safetensors"))
 
 
 def test_a_pretrained_checkpoint_of_ours_loads_as_the_published_ones_do(tmp_path: Path) -> None:

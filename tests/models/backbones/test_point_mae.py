@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import FrozenPointMAE, PointMAE, Size, patch_radius
-from anomaly3d.models.backbones.weights import frozen_point_mae, load_encoder, weights_hash
+from anomaly3d.models.backbones.weights import frozen_point_mae, save_encoder, weights_hash
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
 
@@ -161,20 +162,46 @@ def test_published_files_load_and_give_the_published_tokens(
     (line,) = [record.message for record in caplog.records if "Backbone" in record.message]
     assert "file.pth" in line
     assert weights_hash(model) in line
-    assert "not used" in line
+    unused = line.split("not used: ")[1].split(", ")
+    heads = {"pretrain": "MAE_decoder", "point_bert": "transformer_k", "part_seg": "propagation_0"}
+    assert heads.get(kind, "cls_head_finetune") in unused
+    assert "outside" not in unused
     points, centres = 0.2 * torch.randn(2, 5, 16, 3), torch.randn(2, 5, 3)
     ours = model(points, centres, blocks=[4, 12])
     for got, expected in zip(ours, reference_tokens(state, points, centres, [4, 12]), strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_checkpoint_with_missing_or_misshapen_weights_is_refused_by_name(tmp_path: Path) -> None:
-    state = published_state()
-    del state["blocks.blocks.3.attn.qkv.weight"]
-    state["norm.bias"] = torch.zeros(5)
-    torch.save(wrap("pretrain", state), tmp_path / "partial.pth")
-    with pytest.raises(InputError, match=r"partial\.pth.*blocks\.blocks\.3\.attn\.qkv\.weight.*norm\.bias \(5,\)"):
-        load_encoder(PointMAE("base"), tmp_path / "partial.pth")
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_wrong_weights_are_refused_by_name_in_every_format(kind: str, tmp_path: Path) -> None:
+    whole = published_state(encoder_width=256 if kind == "point_bert" else WIDTH)
+    deeper = {k.replace("blocks.11", "blocks.12"): v for k, v in whole.items() if "blocks.11" in k}
+    fewer = {k: v for k, v in whole.items() if k != "blocks.blocks.3.attn.qkv.weight"}
+    for state, named in (
+        (fewer | {"norm.bias": torch.zeros(5)}, r"blocks\.blocks\.3\.attn\.qkv\.weight.*norm\.bias \(5,\)"),
+        (whole | deeper, r"unknown here: blocks\.blocks\.12\."),
+        (
+            whole | {"blocks.blocks.0.attn.qkv.bias": torch.zeros(3)},
+            r"unknown here: blocks\.blocks\.0\.attn\.qkv\.bias",
+        ),
+        (whole | {"norm.bias": torch.full((WIDTH,), torch.nan)}, r"not finite: norm\.bias"),
+        ({k: v for k, v in whole.items() if k != "encoder.second_conv.3.weight"}, r"missing.*second_conv\.3\.weight$"),
+    ):
+        torch.save(wrap(kind, state), tmp_path / "wrong.pth")
+        with pytest.raises(InputError, match=rf"wrong\.pth.*{named}"):
+            frozen_point_mae(None, str(tmp_path / "wrong.pth"))
+
+
+def test_exported_weights_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    model = frozen_point_mae("tiny", "random")
+    save_encoder(model, tmp_path / "a.safetensors", {})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    state = load_file(tmp_path / "a.safetensors")
+    del state["norm.bias"]
+    save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"b\.safetensors.*missing: norm\.bias"):
+        frozen_point_mae("tiny", str(tmp_path / "b.safetensors"))
 
 
 class _Payload:

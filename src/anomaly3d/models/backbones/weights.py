@@ -25,11 +25,14 @@ log = logging.getLogger(__name__)
 _STATE_KEYS = ("base_model", "model_state_dict")
 # Inside: pre-trained Point-MAE, pre-trained Point-BERT; fine-tuned files have no prefix.
 _ENCODER_PREFIXES = ("MAE_encoder.", "transformer_q.")
+# What stands under these names is the encoder's; all else is a head, a decoder or a token that we drop.
+_ENCODER_PARTS = ("encoder.", "pos_embed.", "blocks.", "norm.", "reduce_dim.")
+_OUTSIDE = "outside."
 _GROUP_LAYERS = tuple(f"encoder.{half}_conv.{layer}.weight" for half in ("first", "second") for layer in (0, 3))
 
 
 def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int | None = None) -> FrozenPointMAE:
-    """A frozen Point-MAE with `weights`.
+    """A frozen Point-MAE with `weights`; heads, decoder and class token of a file are dropped with one log line.
 
     Args:
         size: architecture; None takes the one that the weights have, and `small` for random ones.
@@ -39,7 +42,8 @@ def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int
             run's.
 
     Raises:
-        InputError: the file is missing, unreadable or not an encoder of this size.
+        InputError: no such file, not one that loads with weights only, or an encoder weight is missing, of another shape,
+            not finite, or one that this architecture does not have (the message names the keys).
     """
     if weights == "random":
         size = size or "small"
@@ -88,22 +92,15 @@ def calibrate_batch_norm(model: FrozenPointMAE, patches: int = 512, points: int 
         norm.eval()
 
 
-def load_encoder(model: nn.Module, path: Path) -> None:
-    """Load the encoder out of a file; heads, decoder and class token are dropped with one log line.
-
-    Raises:
-        InputError: no such file, not a weights-only loadable file, or an encoder weight is missing or of another
-            shape (the message names the keys).
-    """
-    _load(model, _encoder_state(path), path)
-
-
 def save_encoder(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write an encoder in half precision, its BatchNorm statistics in single."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: (v if "running" in k else v.half()).contiguous() for k, v in state.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would leave a file that its owner alone can read
         save_file(state, temporary, dict(metadata))
+        temporary.chmod(mode)
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -115,15 +112,16 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         for k in required
         if k in state and state[k].shape != expected[k].shape
     ]
-    if missing or misshapen:
-        problems = [f"missing: {_some(missing)}"] * bool(missing) + [f"other shape: {_some(misshapen)}"] * bool(
-            misshapen
-        )
+    unknown = [k for k in state if k not in expected and k.startswith(_ENCODER_PARTS)]
+    found = {"missing": missing, "other shape": misshapen, "unknown here": unknown}
+    if problems := [f"{what}: {_some(keys)}" for what, keys in found.items() if keys]:
         raise InputError(
             f"{path}: not the encoder of a Point-MAE of this size ({'; '.join(problems)}); choose the backbone_size "
             "that fits the file, or another file"
         )
-    unused = sorted({k.split(".")[0] for k in state if k not in expected})
+    if broken := [k for k in required if not state[k].isfinite().all()]:
+        raise InputError(f"{path}: damaged, or of a training that diverged: not finite: {_some(broken)}")
+    unused = sorted({k.removeprefix(_OUTSIDE).split(".")[0] for k in state if k not in expected})
     model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
     dropped = f"; not used: {', '.join(unused)}" if unused else ""
     log.info("Backbone: %s, sha256 of the state %s%s", path.name, weights_hash(model), dropped)
@@ -135,10 +133,9 @@ def _size_of(state: Mapping[str, Tensor], path: Path) -> Size:
     for size, architecture in ARCHITECTURES.items():
         if tuple(widths) == architecture.point_widths:
             return size
-    raise InputError(
-        f"{path}: no Point-MAE that is known here; its group encoder needs {', '.join(_GROUP_LAYERS)} and has widths "
-        f"{widths}"
-    )
+    if missing := [key for key in _GROUP_LAYERS if key not in state]:
+        raise InputError(f"{path}: no Point-MAE; missing of its group encoder: {', '.join(missing)}")
+    raise InputError(f"{path}: no Point-MAE that is known here; its group encoder has widths {widths}")
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -172,7 +169,7 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
     state = {k.removeprefix("module."): v for k, v in tensors.items()}
     for prefix in _ENCODER_PREFIXES:
         if any(k.startswith(prefix) for k in state):
-            outside = {f"outside.{k}": v for k, v in state.items() if not k.startswith(prefix)}
+            outside = {f"{_OUTSIDE}{k}": v for k, v in state.items() if not k.startswith(prefix)}
             inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             state = outside | inside
             break
