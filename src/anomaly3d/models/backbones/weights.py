@@ -42,8 +42,8 @@ def frozen_point_mae(size: Size | None = None, weights: str = "small", seed: int
             run's.
 
     Raises:
-        InputError: no such file, not one that loads with weights only, or an encoder weight is missing, of another shape,
-            not finite, or one that this architecture does not have (the message names the keys).
+        InputError: no such file, not one that loads with weights only, or an encoder weight is missing, of another
+            shape, not finite, or one that this architecture does not have (the message names the keys).
     """
     if weights == "random":
         size = size or "small"
