@@ -189,6 +189,8 @@ def test_compare_runs_both_settings_and_keeps_what_is_finished(tmp_path: Path, p
     assert "SeDiR" in (tmp_path / "comparison.md").read_text()
     assert (tmp_path / "costs.md").read_text().count("| SeDiR") == 2
     assert (tmp_path / "decisions.md").read_text().count("| SeDiR") == 2
+    for name in ("costs.md", "decisions.md"):
+        assert "\nCommit " in (tmp_path / name).read_text()
     facts = pd.read_csv(tmp_path / "runs.csv")
     assert len(facts) == 8  # 2 methods x 2 settings x 2 categories
     required = ["protocol", "setting", "seed", "backbone_weights", "backbone_sha256", "ops_backend", "versions"]

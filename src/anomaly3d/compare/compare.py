@@ -101,7 +101,8 @@ def compare(
         picture = output / (f"heatmaps_{name}.png" if name else "heatmaps.png")
         written.append(draw_heatmaps([run for run in runs if run.dataset == name], picture))
     written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
-    for name, tables in (("costs", cost_tables(rows, lines[-1])), ("decisions", decision_tables(rows, lines[-1]))):
+    measured = " ".join(line for line in lines if "Commit " in line)
+    for name, tables in (("costs", cost_tables(rows, measured)), ("decisions", decision_tables(rows, measured))):
         written.append(write_text(output / f"{name}.md", "\n".join(table.markdown() for table in tables)))
     console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
 
