@@ -31,7 +31,7 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 def scoring(
     runs: dict[str, Path],
     setting: str = "smooth_sigma",
-    settings: list[float | str | None] | None = None,
+    settings: list[int | float | bool | str | None] | None = None,
     shares: list[float] | None = None,
     normal: int = 6,
     defective: int = 12,

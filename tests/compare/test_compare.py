@@ -17,12 +17,14 @@ import pandas as pd
 import pytest
 
 from anomaly3d.__main__ import main
+from anomaly3d.compare import pictures
 from anomaly3d.compare.collect import provenance_lines
 from anomaly3d.compare.compare import compare, grid
 from anomaly3d.compare.grid import Method, Run, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.weights import SHIPPED
+from anomaly3d.report.pictures import CloudRow
 
 CONF = Path(__file__).parents[1] / "conf"
 METRICS = ["o_auroc", "o_aupr", "p_auroc", "p_aupr"]
@@ -109,6 +111,25 @@ def test_what_would_be_ignored_or_fail_at_the_end_is_refused(
     with pytest.raises(InputError, match=message):
         compare(**{"methods": {"A": Method(CONF / "sedir.yaml")}, "output": tmp_path} | settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_has_a_column_of_every_row_whatever_its_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"A": Method(CONF / "sedir.yaml"), "B": Method(CONF / "sedir.yaml", seeds=[0])}
+    runs = list(expand(methods, ["unified"], [3, 4], {"x": ""}, {}, tmp_path))
+    for run in runs:
+        folder = run.folder / "log" / "point_scores"
+        folder.mkdir(parents=True)
+        (run.folder / "record.json").write_text(json.dumps({"log": "log"}))
+        kept = {"xyz": np.zeros((5, 3)), "mask": np.zeros(5, bool), "object_score": 0.0, "sample_id": "x/test/a"}
+        np.savez(folder / "a.npz", scores=np.full(5, run.seed), **kept)  # pyright: ignore[reportArgumentType]
+    drawn: list[tuple[list[CloudRow], list[str]]] = []
+    monkeypatch.setattr(pictures, "heatmap_grid", lambda rows, columns, target: drawn.append((rows, columns)))
+    assert pictures.draw_heatmaps(runs, tmp_path / "out.png")
+    ((rows, columns),) = drawn
+    assert columns == ["A\nunified", "B\nunified"]
+    assert [np.asarray(rows[0].heat[column].point_scores)[0] for column in columns] == [3, 0]
 
 
 def test_runs_of_several_commits_are_told_apart() -> None:

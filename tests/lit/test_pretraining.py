@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import WandbLogger
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +24,7 @@ from anomaly3d.__main__ import main
 from anomaly3d.data.procedural.datamodule import ProceduralDataModule
 from anomaly3d.errors import InputError
 from anomaly3d.lit.pretrain_cli import PretrainingCLI
-from anomaly3d.lit.pretraining import PretrainingModule
+from anomaly3d.lit.pretraining import PretrainingModule, Reconstructions
 from anomaly3d.models.backbones.weights import frozen_point_mae
 
 RECIPE = Path(__file__).parents[1] / "conf" / "pretraining.yaml"
@@ -54,6 +55,38 @@ def test_leaves_weights_curve_and_pictures(finished: Path) -> None:
     pictures = sorted((finished / "reconstructions").iterdir())
     assert [picture.name for picture in pictures] == [f"epoch_000{epoch}.png" for epoch in (1, 2, 3)]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_a_seed_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer in ("true", "false"):
+        with pytest.raises(SystemExit):
+            main(arguments(tmp_path, f"--seed_everything={answer}"))
+        assert "seed_everything" in capsys.readouterr().err
+
+
+def test_weights_and_biases_gets_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, list[str], int]] = []
+
+    class Fake(WandbLogger):
+        def __init__(self) -> None: ...
+
+        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+            logged.append((key, images, step or 0))
+
+    module = PretrainingModule(**BUILT)
+    module.last_validation = module.reconstruct(torch.randn(2, 300, 3), 32)
+    trainer = SimpleNamespace(
+        is_global_zero=True, sanity_checking=True, current_epoch=4, global_step=7, loggers=[Fake()]
+    )
+    pictures = Reconstructions(tmp_path)
+    pictures.on_validation_epoch_end(trainer, module)  # pyright: ignore[reportArgumentType]
+    assert not logged
+    assert not list(tmp_path.iterdir())
+    trainer.sanity_checking = False
+    pictures.on_validation_epoch_end(trainer, module)  # pyright: ignore[reportArgumentType]
+    picture = tmp_path / "reconstructions" / "epoch_0005.png"
+    assert logged == [("val/reconstructions", [str(picture)], 7)]
+    assert picture.stat().st_size > 1000
 
 
 def test_one_seed_decides_weights_draws_and_clouds(tmp_path: Path) -> None:
@@ -159,6 +192,9 @@ def test_every_setting_that_decides_a_pretraining_is_asked_for_again() -> None:
     ):
         with pytest.raises(InputError, match=f"of a pre-training with {named}"):
             prepared(trainer={setting: value}).on_load_checkpoint(checkpoint)
+    old = {name: value for name, value in checkpoint["anomaly3d"]["pretraining"].items() if name != "norm_momentum"}
+    with pytest.raises(InputError, match=r"norm_momentum=0\.02 instead of 0\.1"):
+        prepared().on_load_checkpoint({"anomaly3d": {"pretraining": old}})
     # An older version kept fewer of them; another kind of checkpoint has none.
     del checkpoint["anomaly3d"]["pretraining"]["translate"]
     prepared(translate=0.1).on_load_checkpoint(checkpoint)

@@ -24,7 +24,8 @@ class Method:
         overrides: values that differ from the recipe, by dotted key, e.g. `{model.lr: 0.001}`.
         published: what the paper reports for this row, in percent by metric, e.g. `{o_auroc: 81.0}`; in columns of
             their own.
-        seeds: instead of the grid's; a method in which nothing is random needs one.
+        seeds: instead of the grid's; a method in which nothing is random, as a bank on trained
+            weights, needs one.
     """
 
     config: Path

@@ -12,12 +12,13 @@ from anomaly3d.report.pictures import CloudRow, HeatMap, heatmap_grid
 
 
 def draw_heatmaps(runs: list[Run], target: Path) -> Path | None:
-    """Draw the clouds whose point scores the runs of the first seed kept; None when there are none."""
+    """Draw the clouds whose point scores the runs of each column's first seed kept; None when there are none."""
     rows: dict[str, CloudRow] = {}
     heat: dict[str, dict[str, HeatMap]] = {}
     columns: dict[str, None] = {}
+    first = {(run.method, run.setting): run.seed for run in reversed(runs)}
     for run in runs:
-        if run.seed != runs[0].seed:
+        if run.seed != first[run.method, run.setting]:
             continue
         column = f"{run.method}\n{run.setting}"
         log = json.loads((run.folder / "record.json").read_text())["log"]

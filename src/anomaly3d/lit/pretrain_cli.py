@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from anomaly3d.data.procedural.datamodule import ProceduralDataModule
+from anomaly3d.errors import InputError
 from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
 from anomaly3d.lit.cli import quieten
 from anomaly3d.lit.pretraining import EncoderFile, PretrainingModule, Reconstructions
@@ -42,7 +43,7 @@ class PretrainingCLI(LightningCLI):
         """The output folder, on which logger and checkpoints depend; the one seed of weights, draws and clouds."""
         parser.add_argument("--output", type=Path, default=Path("runs/pretrain"), help="folder of all results")
         for part in ("model", "data"):
-            parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
+            parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=_number)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Everything that is written goes into the output folder; a log folder per attempt.
@@ -64,6 +65,12 @@ class PretrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         write_whole_checkpoints(trainer)
         return trainer
+
+
+def _number(seed: int | bool) -> int:
+    if isinstance(seed, bool):
+        raise InputError("seed_everything: the stream of clouds needs a number")
+    return seed
 
 
 def pretrain(args: list[str]) -> None:

@@ -182,11 +182,13 @@ class PretrainingModule(L.LightningModule):
         before = checkpoint.get("anomaly3d", {}).get("pretraining")
         if before is None:
             raise InputError(f"{self.trainer.ckpt_path}: not of a pre-training; give this one another --output")
-        # Checkpoints of older versions hold fewer settings.
+        # Checkpoints of older versions hold fewer settings; this one could not be chosen then.
+        before = {"norm_momentum": 0.02, **before}
         other = [f"{k}={before[k]} instead of {v}" for k, v in self._decisive().items() if before.get(k, v) != v]
         if other:
             raise InputError(
-                f"{self.trainer.ckpt_path}: of a pre-training with {', '.join(other)}; give this one another --output"
+                f"{self.trainer.ckpt_path}: of a pre-training with {', '.join(other)}; give the former values, or this "
+                "one another --output"
             )
 
     def _decisive(self) -> dict[str, Any]:
@@ -194,6 +196,8 @@ class PretrainingModule(L.LightningModule):
         clouds: dict[str, Any] = self.trainer.datamodule.settings  # pyright: ignore[reportAttributeAccessIssue]
         of_trainer = {
             "max_epochs": self.trainer.max_epochs,
+            "max_steps": self.trainer.max_steps,
+            "limit_train_batches": self.trainer.limit_train_batches,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "precision": self.trainer.precision,
             "number of devices": self.trainer.world_size,
@@ -228,7 +232,7 @@ class EncoderFile(Callback):
 class Reconstructions(Callback):
     """Draws a few reconstructions of validation clouds after every validation.
 
-    `<folder>/reconstructions/epoch_0005.png`, and in every logger that takes pictures, as Weights & Biases does.
+    `<folder>/reconstructions/epoch_0005.png` (the last one of an epoch), and to every `WandbLogger`.
     """
 
     def __init__(self, folder: Path) -> None:

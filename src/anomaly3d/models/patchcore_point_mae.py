@@ -149,8 +149,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
             groups = [
-                self.placed_tokens(aligned(clouds, self.settings), template)
-                for clouds, template in zip(groups, self.placing().templates, strict=True)
+                self.placed_tokens(aligned(clouds, self.settings), template, category)
+                for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True)
             ]
         every = (self.collect(tokens) for tokens in groups)
         self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
@@ -189,12 +189,13 @@ class PatchCorePointMAE(RegisteredBankDetector):
         return self.tokens(self.completion.completed(placed, template), name, self._frame(template, placed))
 
     def placed_tokens(
-        self, clouds: Sequence[Float[Tensor, "n 3"]], template: Template
+        self, clouds: Sequence[Float[Tensor, "n 3"]], template: Template, category: str
     ) -> Iterator[Float[Tensor, "G D"]]:
-        """Tokens of registered training clouds, one after the other."""
-        for i, cloud in enumerate(clouds):
+        """Tokens of a category's registered training clouds, one after the other."""
+        for i, cloud in enumerate(clouds, start=1):
             seen = self.completion.thinned(cloud, template)
-            yield self.tokens(seen, f"training cloud {i}", self._frame(template, cloud))[1]
+            name = f"{category}, training cloud {i} by name, at resolution {self.completion.resolution}"
+            yield self.tokens(seen, name, self._frame(template, cloud))[1]
 
     def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
         return None if self.completion.resolution is None else template_frame(template, cloud)

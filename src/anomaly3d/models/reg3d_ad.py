@@ -55,10 +55,10 @@ class Reg3DAD(PatchCorePointMAE):
         groups = by_category(seen, self.categories)
         self.templates.keep([clouds[0] for clouds in groups])
         coordinates, tokens, ranges = [], [], []
-        for clouds, template in zip(groups, self.placing().templates, strict=True):
+        for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True):
             placed = aligned(clouds, self.settings)
             xyz = torch.cat(placed)
-            every = self.collect(self.placed_tokens(placed, template))
+            every = self.collect(self.placed_tokens(placed, template, category))
             kept, kept_tokens = greedy_coreset(xyz, self.coreset_size), self.coreset(every)
             ranges.append(torch.stack([_range(xyz, kept), _range(every, kept_tokens)]))
             coordinates.append(xyz[kept])

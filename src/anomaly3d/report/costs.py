@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = ["method", "setting", "protocol", "training, s", "test, ms per cloud", "peak memory, MiB"]
+_FOOTER = (
+    "Wall times, means over seeds; registrations that another run had made count with the time that they took there. "
+    "Memory of the whole process, the largest of the runs; it lacks what such registrations needed."
+)
 
 
 def cost_tables(runs: pd.DataFrame, footer: str) -> list[Table]:
@@ -28,7 +32,7 @@ def cost_tables(runs: pd.DataFrame, footer: str) -> list[Table]:
             _COLUMNS,
             [_row(group) for _, group in rows.groupby(["method", "setting", "protocol"], sort=False)],
             labels=3,
-            footer=["Wall times, means over seeds; memory of the whole process, the largest of the runs.", footer],
+            footer=[_FOOTER, footer],
             title=str(dataset),
         )
         for dataset, rows in runs.groupby("dataset", sort=False)

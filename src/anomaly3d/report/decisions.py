@@ -23,7 +23,8 @@ _VALUES = {
 _FOOTER = (
     "In percent, means over categories and seeds, of the categories that have a value. O: clouds, P: points. F1, "
     "precision and recall at the threshold that was best on validation clouds made from the training clouds; F1-max at "
-    "the one that is best on these clouds, which no detector could know. P-AUROC per cloud: mean over anomalous clouds "
+    "the one that is best on the clouds of this table; where those are the validation clouds it is the same one, and "
+    "says nothing of others. P-AUROC per cloud: mean over anomalous clouds "
     "of the AUROC of a single one's points, not the pooled P-AUROC."
 )
 

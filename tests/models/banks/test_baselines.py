@@ -377,7 +377,10 @@ def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
     assert isinstance(detector, Reg3DAD)
     assert isinstance(detector.ranges, torch.Tensor)
     placed = aligned(list(few.clouds())[:2], detector.settings)
-    every = (torch.cat(placed), torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0]))))
+    every = (
+        torch.cat(placed),
+        torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0], "bracket"))),
+    )
     for (low, high), rows, bank in zip(detector.ranges[0], every, (detector.coordinates, detector.bank), strict=True):
         among = np.sort(cdist(rows.numpy(), bank[:100].numpy()), axis=1)
         itself = among[:, 0] < 1e-5 * among.max()

@@ -30,7 +30,7 @@ def test_numbers_are_computed_once_and_come_back_bit_for_bit(folder):
     assert len(calls) == 1
     stored(("ab", b""), compute)  # the same bytes, parted elsewhere
     stored(("a", b"c"), compute)
-    assert len(calls) == 3 == len(list(folder.iterdir()))
+    assert len(calls) == 3 == len(list(folder.rglob("*.npy")))
 
 
 def test_nothing_is_kept_unless_the_environment_says_where(tmp_path, monkeypatch):
@@ -45,9 +45,9 @@ def test_nothing_is_kept_unless_the_environment_says_where(tmp_path, monkeypatch
 
 def test_other_code_computes_anew(folder, monkeypatch):
     stored(("a",), lambda: np.zeros(1))
-    monkeypatch.setattr(pose_store, "_code", lambda: "other")
+    monkeypatch.setattr(pose_store, "_maker", lambda: "other")
     assert stored(("a",), lambda: np.ones(1)) == 1
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.rglob("*.npy"))) == 2
 
 
 def test_a_failure_leaves_no_file(folder):
@@ -57,6 +57,23 @@ def test_a_failure_leaves_no_file(folder):
     with pytest.raises(RuntimeError):
         stored(("a",), fail)
     assert stored(("a",), lambda: np.ones(1)) == 1
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    stored(("a",), lambda: np.zeros(3))
+    (file,) = folder.rglob("*.npy")
+    whole = file.read_bytes()
+    for broken in (b"", whole[:-5], b"no array"):
+        file.write_bytes(broken)
+        np.testing.assert_array_equal(stored(("a",), lambda: np.ones(3)), np.ones(3))
+        np.testing.assert_array_equal(stored(("a",), lambda: np.zeros(3)), np.ones(3))
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_result(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(POSES, str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"file: registrations can't be kept .*ANOMALY3D_POSES"):
+        assert stored(("a",), lambda: np.ones(1)) == 1
 
 
 def test_what_is_found_counts_with_the_time_that_it_took(folder, monkeypatch):
@@ -78,7 +95,7 @@ def test_cloud_template_and_settings_are_told_apart(open3d, folder):
 
     def files(template, settings, cloud):
         found = Template(template, settings).register(cloud)
-        return found, {path.name for path in folder.iterdir()}
+        return found, {path.name for path in folder.rglob("*.npy")}
 
     found, first = files(clouds[0], few, clouds[1])
     again, same = files(clouds[0].clone(), few, clouds[1].clone())
@@ -90,6 +107,6 @@ def test_cloud_template_and_settings_are_told_apart(open3d, folder):
         (clouds[0], RegistrationSettings(hypotheses=501, rotations=100), clouds[1]),
         (clouds[0], few, clouds[1][:-1]),
     ):
-        before = {path.name for path in folder.iterdir()}
+        before = {path.name for path in folder.rglob("*.npy")}
         _, after = files(*other)
         assert len(after) > len(before)
