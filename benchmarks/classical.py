@@ -98,7 +98,7 @@ def features(
             module = _module(root, normal, defective, seed, categories)
             train, views = _batches(module)
             evaluators = {name: Evaluator(module.category_names, exact=True, replicates=0) for name in made}
-            with _registered_once():
+            with registered_once():
                 for category, of_category in enumerate(module.category_names):
                     for name, make in made.items():
                         detector = _fitted(make(), (of_category,), [_only(b) for b in train if _is(b, category)])
@@ -214,7 +214,7 @@ def _only(batch: PointCloudBatch) -> PointCloudBatch:
 
 
 @contextmanager
-def _registered_once() -> Iterator[None]:
+def registered_once() -> Iterator[None]:
     """Within it a cloud that was registered to a template is not registered again."""
     with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {POSES: os.environ.get(POSES, folder)}):
         yield

@@ -10,22 +10,17 @@ training clouds; test clouds are never opened. Prints a Markdown table, means ov
 
 from __future__ import annotations
 
-import os
-from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from unittest import mock
 
 import torch
-from jaxtyping import Float
 from jsonargparse import auto_cli
-from torch import Tensor
 
 from anomaly3d.lit.trained import load_trained
 from anomaly3d.metrics.evaluator import Evaluator
-from anomaly3d.models.components.pose_store import POSES
+from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
+from classical import registered_once
 
 
 def scoring(
@@ -56,7 +51,7 @@ def scoring(
     values = {"data.val_normal": normal, "data.val_defective": defective, "data.val_seed": seed, **(overrides or {})}
     if rotation is not None:
         values["data.val_rotation"] = rotation
-    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {POSES: os.environ.get(POSES, folder)}):
+    with registered_once():
         for name, run in runs.items():
             for value in settings or [0.1, 0.5, 1.0, 2.0, 3.0]:
                 changed = values | {f"model.detector.init_args.{setting}": value}
@@ -77,14 +72,9 @@ def evaluate(run: Path, values: dict[str, Any], shares: list[float]) -> dict[flo
             points = model.detector.score(batch.to(model.device)).point_scores.cpu()
             clouds = batch.split(points)
             for share, evaluator in evaluators.items():
-                objects = torch.stack([top_mean(scores, share) for scores in clouds])
+                objects = torch.stack([PointScoring(top_share=share).object(scores) for scores in clouds])
                 evaluator.update(AnomalyPrediction(points, objects), batch)
     return {share: evaluator.compute().mean for share, evaluator in evaluators.items()}
-
-
-def top_mean(scores: Float[Tensor, " N"], share: float) -> Float[Tensor, ""]:
-    """Mean of the largest `share` of the scores, at least of one."""
-    return scores.topk(max(1, ceil(share * len(scores)))).values.mean()
 
 
 if __name__ == "__main__":

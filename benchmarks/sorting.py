@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         tokens, centres = tokens_of(detector, batch)
         places = centres[0].repeat(tokens.shape[1], 1)
         for name, sorter in {"GSAS, trained": detector.gsas, "GSAS, untrained": untrained}.items():
-            plan = sorter.plan(sorter.describe(tokens, centres), centres)
-            sharp = sorter.plan(sorter.describe(tokens, centres), centres, sharp=True)
+            descriptors = sorter.describe(tokens, centres)
+            plan, sharp = (sorter.plan(descriptors, centres, sharp) for sharp in (False, True))
             ways: dict[str, Int[Tensor, "B R"]] = {
                 "`sort`": order(plan, "sort"),
                 "`argmax` of the near-binary plan": order(sharp, "argmax"),

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import yaml
 from anomaly3d.models.backbones.point_mae import PointMAE
 from anomaly3d.models.backbones.weights import weights_hash
 from anomaly3d.models.base import Detector
-from anomaly3d.ops.backend import CHOSEN
+from anomaly3d.ops.backend import CHOSEN, installed_version
 
 _NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 """Settings of the trainer that say where files go and what is shown."""
@@ -58,7 +57,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "peak_memory_mib": round(peak_memory() / 2**20),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         "git_commit": git_commit(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := installed_version(name))},
         "python": platform.python_version(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
     }
@@ -121,10 +120,3 @@ def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -68,7 +68,7 @@ class Reg3DAD(PatchCorePointMAE):
         self.ranges = torch.stack(ranges)
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
-        """The mean of both maps at every point."""
+        """Both maps at every point, weighed."""
         category, registration, logits = self.placing().place(cloud)
         placed = registration.apply(cloud)
         groups, tokens = self.seen_tokens(placed, name, self.placing().templates[category])

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from anomaly3d.errors import InputError
@@ -32,6 +33,14 @@ def find_package(name: str) -> ModuleType | None:
     """The optional package, imported on first use; None where it is not installed or does not import."""
     found = _try_import(name) if _installed(name) else None
     return None if isinstance(found, Exception) else found
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def require_package(name: str, setting: str) -> ModuleType:

@@ -9,13 +9,13 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
+from anomaly3d.ops.backend import installed_version
 from anomaly3d.report.files import replacing
 
 POSES = "ANOMALY3D_POSES"
@@ -75,14 +75,7 @@ def _maker() -> str:
     sources = [models / "components" / f"{name}.py" for name in names]
     sources += [models.parent / "ops" / f"{name}.py" for name in ("precision", "voxel")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    versions = [_version(name) for name in _PACKAGES]
+    versions = [installed_version(name) for name in _PACKAGES]
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), gpu]
     content = repr([*versions, *machine]) + "".join(path.read_text("utf-8") for path in sources)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -244,7 +244,6 @@ class Mamba3dAD(PlacingDetector):
         self.augment = Augmentation(
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
-        check_range(1e-6, 1, resolution=resolution)
         if protocol == "paper" and register:
             raise InputError("protocol paper registers no clouds; set register and complete to false")
         self.placement = make_placement(register, complete, self.protocol, hypotheses, resolution, complete_gap)

@@ -149,7 +149,6 @@ class MC3DAD(PlacingDetector):
         check_range(1, inf, num_groups=num_groups, group_size=group_size, width=width, hidden=hidden)
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
         check_range(1e-6, inf, geometry_radius=geometry_radius, voxel_size=voxel_size)
-        check_range(1e-6, 1, resolution=resolution)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1 / num_groups, mask_ratio=mask_ratio)
         strict = protocol == "strict"

@@ -194,7 +194,6 @@ class SeDiR(PlacingDetector):
         super().__init__()
         check_range(1, inf, num_groups=num_groups, width=width, hidden=hidden, geometry_hidden=geometry_hidden)
         check_range(1, inf, encoder_depth=encoder_depth, decoder_depth=decoder_depth)
-        check_range(1e-6, 1, resolution=resolution)
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1e-6, geometry_masked=geometry_masked)
