@@ -147,7 +147,14 @@ def test_the_templates_frame_is_that_of_training_and_scoring(name: str, monkeypa
     assert {round(r, 4) for r in seen} == {round(r, 4) for r in radii}
 
 
-@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in MODELS), ("sedir", {"relative": True})])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, {}) for name in MODELS),
+        ("sedir", {"relative": True}),
+        ("sedir", {"relative": True, "offset_share": 0.5}),
+    ],
+)
 @pytest.mark.usefixtures("open3d")
 def test_the_order_of_a_scan_s_points_changes_no_score(name: str, more: dict[str, Any]):
     detector = trained(name, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.placement import PlacedClouds, Placement
 from anomaly3d.models.components.sized_buffers import part_of
-from anomaly3d.types import PointCloudBatch
+from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
 class PlacingDetector(Detector):
     """Base of detectors with a `placement`; with None clouds stay as they are."""
 
     placement: Placement | None
+    offset_share: float = 0.0
 
     @property
     def looks_for_templates(self) -> bool:
@@ -32,9 +34,13 @@ class PlacingDetector(Detector):
         return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Whether clouds are registered, and to what density they are filtered then."""
+        """Whether clouds are registered, to what density they are filtered then, and if distances can be measured."""
         placement = self.placement
-        return {"register": placement is not None, "resolution": placement and placement.completion.resolution}
+        return {
+            "register": placement is not None,
+            "resolution": placement and placement.completion.resolution,
+            "offsets": placement is not None and placement.offsets is not None,
+        }
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""
@@ -56,6 +62,20 @@ class PlacingDetector(Detector):
     def place_predicted(self, batch: PointCloudBatch) -> PlacedClouds:
         """Clouds that are scored, on the templates that fit them best."""
         return _unplaced(batch) if self.placement is None else self.placement.predicted(batch)
+
+    def with_offsets(
+        self, prediction: AnomalyPrediction, placed: PointCloudBatch, placed_as: Float[Tensor, "B C"] | None
+    ) -> AnomalyPrediction:
+        """Scores, normally about 1, joined with the distances from the training clouds; the object has the largest."""
+        if self.placement is None or placed_as is None or not self.offset_share:
+            return prediction
+        clouds = zip(placed.clouds(), placed.split(prediction.point_scores), placed_as.argmax(1).tolist(), strict=True)
+        joined = [
+            torch.lerp(scores, self.placement.offset(xyz, category).to(scores), self.offset_share)
+            for xyz, scores, category in clouds
+        ]
+        objects = torch.stack([scores.max() for scores in joined])
+        return replace(prediction, point_scores=torch.cat(joined), object_scores=objects)
 
 
 def _unplaced(batch: PointCloudBatch) -> PlacedClouds:

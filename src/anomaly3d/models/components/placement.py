@@ -11,18 +11,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import check_range
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.completion import COMPLETE_GAP, Completion, make_completion, template_frame
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.fpfh import open3d
+from anomaly3d.models.components.offsets import TemplateOffsets
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import RegistrationSettings, Template, apply_pose
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
+from anomaly3d.ops.grouping import interpolate
+from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PointCloudBatch
+
+_FINE = 0.005
+"""Edge of the voxel filter of clouds whose offsets are measured, in units of the template's radius [ours]."""
 
 
 class PlacedClouds(NamedTuple):
@@ -43,11 +49,15 @@ class Placement(nn.Module):
     Args:
         completion: what is done to a cloud that is placed.
         hypotheses: triples of correspondences that RANSAC draws.
+        offsets: keep all training clouds after the first pass, to measure how far clouds lie from them.
     """
 
-    def __init__(self, completion: Completion, hypotheses: int = RegistrationSettings.hypotheses) -> None:
+    def __init__(
+        self, completion: Completion, hypotheses: int = RegistrationSettings.hypotheses, offsets: bool = False
+    ) -> None:
         super().__init__()
         self.templates = TemplateMemory(hypotheses)
+        self.offsets = TemplateOffsets() if offsets else None
         self.completion = completion
         self.protocol = completion.protocol
         self._seen: dict[str, Seen] = {}
@@ -59,11 +69,13 @@ class Placement(nn.Module):
         return not self.templates.empty
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """For the templates; `state` has this module's keys."""
+        """For the templates and the offsets; `state` has this module's keys."""
         self.templates.make_room(part_of(state, "templates."))
+        if self.offsets is not None:
+            self.offsets.make_room(part_of(state, "offsets."))
 
     def observe(self, batch: PointCloudBatch) -> None:
-        """Remember clouds that are the first of their category so far, by sample id.
+        """Remember clouds that are the first of their category so far, by sample id, or all for the offsets.
 
         Raises:
             InputError: all points of a cloud coincide.
@@ -72,6 +84,9 @@ class Placement(nn.Module):
         for cloud, name, category in batch.named_clouds():
             check_extent(cloud, name)
             known = _required(category)
+            if self.offsets is not None:
+                self._seen[name] = Seen(name, known, cloud[order_of(cloud, self.protocol)])
+                continue
             first = next((seen.sample_id for seen in self._seen.values() if seen.category == known), None)
             if first is None or name < first:
                 self._seen.pop(first or "", None)
@@ -81,11 +96,45 @@ class Placement(nn.Module):
         """Keep the templates after the first pass. A collective call."""
         if self.ready:
             return
-        for theirs in gather_seen(self._seen, self.templates.here.device):
-            self._seen |= theirs
-        seen = [self._seen[name] for name in sorted(self._seen)]
-        self.templates.keep([clouds[0] for clouds in by_category(seen, categories)])
+        groups = self._gathered(self._firsts(), categories)
+        self.templates.keep([clouds[0] for clouds in groups])
+        if self.offsets is not None:
+            self.offsets.keep(
+                self._gathered({name: self._finely(seen) for name, seen in self._seen.items()}, categories)
+            )
         self._seen = {}
+
+    def _firsts(self) -> dict[str, Seen]:
+        """The first cloud of each category that was seen here."""
+        found: dict[int, Seen] = {}
+        for name in sorted(self._seen):
+            found.setdefault(self._seen[name].category, self._seen[name])
+        return {seen.sample_id: seen for seen in found.values()}
+
+    def _gathered(self, seen: dict[str, Seen], categories: Sequence[str]) -> list[list[Tensor]]:
+        """What all ranks have seen, by category, in the order of sample ids. A collective call."""
+        everything: dict[str, Seen] = {}
+        for theirs in gather_seen(seen, self.templates.here.device):
+            everything |= theirs
+        return by_category([everything[name] for name in sorted(everything)], categories)
+
+    def _finely(self, seen: Seen) -> Seen:
+        """A training cloud on its template, for the offsets."""
+        template = self.templates.placing().templates[seen.category]
+        placed = apply_pose(self._pose(seen.kept, seen.sample_id, template), seen.kept)
+        return seen._replace(kept=voxel_filter(placed, _FINE * template.radius))
+
+    def offset(self, placed: Float[Tensor, "N 3"], category: int) -> Float[Tensor, " N"]:
+        """How far each point of a placed cloud lies from the training clouds, about 1 where it lies as they do.
+
+        Raises:
+            ValueError: the placement was made without offsets.
+        """
+        if self.offsets is None:
+            raise ValueError("make the placement with offsets")
+        radius = self.templates.placing().templates[category].radius
+        seen = voxel_filter(placed[order_of(placed, self.protocol)], _FINE * radius)
+        return interpolate(self.offsets(seen, category), seen, placed)
 
     def known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
         """A whole cloud on the template of its category. Its pose is kept: training clouds come again and again.
@@ -136,18 +185,23 @@ def make_placement(
     hypotheses: int = RegistrationSettings.hypotheses,
     resolution: float | None = None,
     complete_gap: float = COMPLETE_GAP,
+    offset_share: float = 0.0,
 ) -> Placement | None:
     """None where clouds are not to be registered.
 
     Raises:
-        InputError: open3d is missing; a number is out of range; or `complete` without `register` or a resolution.
+        InputError: open3d is missing; a number is out of range; `complete` without `register` or a resolution; or a
+            share of offsets without `register`.
     """
     check_range(1, inf, hypotheses=hypotheses)
+    check_range(0, 1, offset_share=offset_share)
+    if offset_share and not register:
+        raise InputError("offset_share: distances are from registered templates; set register to true")
     completion = make_completion(register, complete, protocol, resolution, complete_gap)
     if not register:
         return None
     open3d("register")  # missed now, not after the first pass
-    return Placement(completion, hypotheses)
+    return Placement(completion, hypotheses, offsets=offset_share > 0)
 
 
 def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:

@@ -119,6 +119,9 @@ class SeDiR(PlacingDetector):
             (`components/expected.py`), so that places which the model has not learned do not stand out on every cloud.
             Takes `register` [ours].
         relative_neighbours: patches of training clouds nearest to the place, whose mean error that is [ours].
+        offset_share: share of a point's score that is its distance from the training clouds, in units of what is normal
+            there (`components/offsets.py`): a token is taken about its patch's own centre, and does not see that the
+            patch as a whole is displaced. Takes `relative`, whose unit is the same; 0 is the paper's SeDiR [ours].
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
@@ -178,6 +181,7 @@ class SeDiR(PlacingDetector):
         hypotheses: int = RegistrationSettings.hypotheses,
         relative: bool = False,
         relative_neighbours: int = 12,
+        offset_share: float = 0.0,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size | None = None,
@@ -222,7 +226,12 @@ class SeDiR(PlacingDetector):
             raise InputError("protocol paper registers no clouds; set register, complete and relative to false")
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
-        self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap)
+        if offset_share and not relative:
+            raise InputError("offset_share: both parts of a score need one unit; set register and relative to true")
+        self.placement = make_placement(
+            register, complete, protocol, hypotheses, resolution, complete_gap, offset_share
+        )
+        self.offset_share = offset_share
         self.relative = relative
         # Where clouds are placed: a patch's place means the same in all of them.
         self.expected = None if self.placement is None else ExpectedErrors(relative_neighbours)
@@ -322,7 +331,7 @@ class SeDiR(PlacingDetector):
             expected = self.expected(groups.centres, placed_as.argmax(dim=1))
             errors = torch.where(expected.isnan(), errors, errors / expected.clamp(min=1e-6))
         logits = None if feature is None or self.contrast.classifier is None else self.contrast.logits(feature)
-        return self.scoring(errors, groups, batch, logits)
+        return self.with_offsets(self.scoring(errors, groups, batch, logits), batch, placed_as)
 
     @torch.no_grad()
     def scored_view(self, batch: PointCloudBatch) -> ScoredView:
