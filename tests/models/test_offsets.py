@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_without_training_clouds_there_is_nothing_to_measure_from() -> None:
     ],
 )
 @pytest.mark.usefixtures("open3d")
-def test_a_share_of_offsets_needs_errors_in_their_unit(settings: dict, message: str) -> None:
+def test_a_share_of_offsets_needs_errors_in_their_unit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SeDiR(backbone_size="tiny", backbone_weights="random", **{"offset_share": 0.5} | settings)
 
