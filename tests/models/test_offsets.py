@@ -97,8 +97,9 @@ def test_without_training_clouds_there_is_nothing_to_measure_from() -> None:
 )
 @pytest.mark.usefixtures("open3d")
 def test_a_share_of_offsets_needs_errors_in_their_unit(settings: dict[str, Any], message: str) -> None:
+    both: dict[str, Any] = {"offset_share": 0.5, **settings}
     with pytest.raises(InputError, match=message):
-        SeDiR(backbone_size="tiny", backbone_weights="random", **{"offset_share": 0.5} | settings)
+        SeDiR(backbone_size="tiny", backbone_weights="random", **both)
 
 
 @pytest.mark.usefixtures("open3d")
