@@ -92,7 +92,7 @@ def bank(
     seeds: list[int] | None = None,
     groups: int = 256,
     group_size: int = 128,
-    block: int | None = None,
+    block: int | list[int] | None = None,
     standardise: bool = True,
     pseudo_defects: bool = False,
     register: bool = False,
@@ -105,24 +105,26 @@ def bank(
         seeds: of random weights; default [0, 1, 2]. Trained weights have no randomness left: one run.
         groups: patches per cloud.
         group_size: points per patch.
-        block: transformer block of the tokens, 0 for the tokens before the transformer; default the last.
+        block: transformer block of the tokens, 0 for the tokens before the transformer, or several to compare; default
+            the last.
         standardise: tokens in units of their variation over the training clouds, as the detectors take them.
         pseudo_defects: score the validation clouds instead, made from the training clouds.
         register: bring clouds to the template of the category that fits best, and complete them by it, as the detectors
             do with scans from one side; needs open3d.
     """
-    which = "last" if block is None else block
+    blocks = block if isinstance(block, list) else [block]
+    which = ", ".join("last" if one is None else str(one) for one in blocks)
     print(f"Memory bank, {groups} patches of {group_size}, block {which}: AUROC in percent per seed\n")
     _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
     rows: dict[str, list[tuple]] = {}
     for label, root in data.items():
         patches = _Patches.of(_module(root), PatchSampler(groups, group_size, pad=True), pseudo_defects, register)
         for name in weights or ["random", "small"]:
-            found = []
-            for seed in (seeds or [0, 1, 2]) if name == "random" else [0]:
-                model = frozen_point_mae(weights=name, seed=seed)
-                found.append(_bank(model, patches, block, standardise))
-            rows.setdefault(name, []).append((model, label, *zip(*found, strict=True)))
+            models = [frozen_point_mae(weights=name, seed=s) for s in (seeds or [0, 1, 2] if name == "random" else [0])]
+            for one in blocks:
+                found = [_bank(model, patches, one, standardise) for model in models]
+                called = name if len(blocks) == 1 else f"{name}, block {one}"
+                rows.setdefault(called, []).append((models[0], label, *zip(*found, strict=True)))
     for name, results in rows.items():
         for row in results:
             _row(name, *row)
