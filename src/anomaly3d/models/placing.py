@@ -34,13 +34,9 @@ class PlacingDetector(Detector):
         return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Whether clouds are registered, to what density they are filtered then, and if distances can be measured."""
+        """Whether clouds are registered, and to what density they are filtered then."""
         placement = self.placement
-        return {
-            "register": placement is not None,
-            "resolution": placement and placement.completion.resolution,
-            "offsets": placement is not None and placement.offsets is not None,
-        }
+        return {"register": placement is not None, "resolution": placement and placement.completion.resolution}
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""

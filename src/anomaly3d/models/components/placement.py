@@ -23,12 +23,7 @@ from anomaly3d.models.components.registration import RegistrationSettings, Templ
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
-from anomaly3d.ops.grouping import interpolate
-from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PointCloudBatch
-
-_FINE = 0.005
-"""Edge of the voxel filter of clouds whose offsets are measured, in units of the template's radius [ours]."""
 
 
 class PlacedClouds(NamedTuple):
@@ -49,15 +44,19 @@ class Placement(nn.Module):
     Args:
         completion: what is done to a cloud that is placed.
         hypotheses: triples of correspondences that RANSAC draws.
-        offsets: keep all training clouds after the first pass, to measure how far clouds lie from them.
+        offsets: keeps all training clouds after the first pass, to measure how far clouds lie from them; None keeps
+            none.
     """
 
     def __init__(
-        self, completion: Completion, hypotheses: int = RegistrationSettings.hypotheses, offsets: bool = False
+        self,
+        completion: Completion,
+        hypotheses: int = RegistrationSettings.hypotheses,
+        offsets: TemplateOffsets | None = None,
     ) -> None:
         super().__init__()
         self.templates = TemplateMemory(hypotheses)
-        self.offsets = TemplateOffsets() if offsets else None
+        self.offsets = offsets
         self.completion = completion
         self.protocol = completion.protocol
         self._seen: dict[str, Seen] = {}
@@ -69,10 +68,22 @@ class Placement(nn.Module):
         return not self.templates.empty
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """For the templates and the offsets; `state` has this module's keys."""
+        """For the templates and the offsets; `state` has this module's keys.
+
+        Raises:
+            InputError: offsets are to be measured, and templates are in the state without them.
+        """
         self.templates.make_room(part_of(state, "templates."))
+        of_offsets = part_of(state, "offsets.")
+        if of_offsets and self.offsets is None:  # trained to measure them, and now none count
+            self.offsets = TemplateOffsets().to(self.templates.here.device)
         if self.offsets is not None:
-            self.offsets.make_room(part_of(state, "offsets."))
+            if not of_offsets and part_of(state, "templates."):
+                raise InputError(
+                    "offset_share: the checkpoint has no training clouds to measure distances from; train with one "
+                    "above 0, or set it to 0"
+                )
+            self.offsets.make_room(of_offsets)
 
     def observe(self, batch: PointCloudBatch) -> None:
         """Remember clouds that are the first of their category so far, by sample id, or all for the offsets.
@@ -84,24 +95,23 @@ class Placement(nn.Module):
         for cloud, name, category in batch.named_clouds():
             check_extent(cloud, name)
             known = _required(category)
-            if self.offsets is not None:
-                self._seen[name] = Seen(name, known, cloud[order_of(cloud, self.protocol)])
-                continue
             first = next((seen.sample_id for seen in self._seen.values() if seen.category == known), None)
-            if first is None or name < first:
+            if self.offsets is not None:
+                self._seen[name] = Seen(name, known, cloud)
+            elif first is None or name < first:
                 self._seen.pop(first or "", None)
-                self._seen[name] = Seen(name, known, cloud[order_of(cloud, self.protocol)])
+                self._seen[name] = Seen(name, known, cloud)
 
     def finish_pass(self, categories: Sequence[str]) -> None:
         """Keep the templates after the first pass. A collective call."""
         if self.ready:
             return
-        groups = self._gathered(self._firsts(), categories)
-        self.templates.keep([clouds[0] for clouds in groups])
+        firsts = [clouds[0] for clouds in self._gathered(self._firsts(), categories)]
+        self.templates.keep([cloud[order_of(cloud, self.protocol)] for cloud in firsts])
         if self.offsets is not None:
-            self.offsets.keep(
-                self._gathered({name: self._finely(seen) for name, seen in self._seen.items()}, categories)
-            )
+            placed = {name: self._thinned(self.offsets, seen) for name, seen in self._seen.items()}
+            radii = [template.radius for template in self.templates.placing().templates]
+            self.offsets.keep(self._gathered(placed, categories), radii)
         self._seen = {}
 
     def _firsts(self) -> dict[str, Seen]:
@@ -118,23 +128,23 @@ class Placement(nn.Module):
             everything |= theirs
         return by_category([everything[name] for name in sorted(everything)], categories)
 
-    def _finely(self, seen: Seen) -> Seen:
+    def _thinned(self, offsets: TemplateOffsets, seen: Seen) -> Seen:
         """A training cloud on its template, for the offsets."""
         template = self.templates.placing().templates[seen.category]
-        placed = apply_pose(self._pose(seen.kept, seen.sample_id, template), seen.kept)
-        return seen._replace(kept=voxel_filter(placed, _FINE * template.radius))
+        placed = apply_pose(self._kept_pose(seen.kept, seen.sample_id, seen.category), seen.kept)
+        return seen._replace(kept=offsets.thinned(placed[order_of(placed, self.protocol)], template.radius))
 
     def offset(self, placed: Float[Tensor, "N 3"], category: int) -> Float[Tensor, " N"]:
         """How far each point of a placed cloud lies from the training clouds, about 1 where it lies as they do.
 
         Raises:
-            ValueError: the placement was made without offsets.
+            ValueError: the placement has no offsets.
         """
         if self.offsets is None:
             raise ValueError("make the placement with offsets")
-        radius = self.templates.placing().templates[category].radius
-        seen = voxel_filter(placed[order_of(placed, self.protocol)], _FINE * radius)
-        return interpolate(self.offsets(seen, category), seen, placed)
+        order = order_of(placed, self.protocol)
+        found = self.offsets(placed[order], category, self.templates.placing().templates[category].radius)
+        return torch.empty_like(found).index_copy_(0, order, found)
 
     def known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
         """A whole cloud on the template of its category. Its pose is kept: training clouds come again and again.
@@ -144,8 +154,7 @@ class Placement(nn.Module):
         """
         category = _required(category)
         template = self.templates.placing().templates[category]
-        (pose,) = self._poses(cloud, lambda: (self._pose(cloud, name, template),), category)
-        placed = apply_pose(pose, cloud)
+        placed = apply_pose(self._kept_pose(cloud, name, category), cloud)
         thin = self.completion.thinned(placed, template)
         return PlacedClouds(_pack([placed], [name]), _pack([thin], [name]), [template_frame(template, cloud)], None)
 
@@ -169,6 +178,10 @@ class Placement(nn.Module):
         names = batch.sample_id
         return PlacedClouds(_pack(clouds, names), _pack(seen, names), frames, torch.stack(logits))
 
+    def _kept_pose(self, cloud: Tensor, name: str, category: int) -> Tensor:
+        template = self.templates.placing().templates[category]
+        return self._poses(cloud, lambda: (self._pose(cloud, name, template),), category)[0]
+
     def _pose(self, cloud: Tensor, name: str, template: Template) -> Tensor:
         found = template.register(cloud[order_of(cloud, self.protocol)])
         if not template.accepts(found, cloud):
@@ -185,23 +198,19 @@ def make_placement(
     hypotheses: int = RegistrationSettings.hypotheses,
     resolution: float | None = None,
     complete_gap: float = COMPLETE_GAP,
-    offset_share: float = 0.0,
+    offsets: TemplateOffsets | None = None,
 ) -> Placement | None:
     """None where clouds are not to be registered.
 
     Raises:
-        InputError: open3d is missing; a number is out of range; `complete` without `register` or a resolution; or a
-            share of offsets without `register`.
+        InputError: open3d is missing; a number is out of range; or `complete` without `register` or a resolution.
     """
     check_range(1, inf, hypotheses=hypotheses)
-    check_range(0, 1, offset_share=offset_share)
-    if offset_share and not register:
-        raise InputError("offset_share: distances are from registered templates; set register to true")
     completion = make_completion(register, complete, protocol, resolution, complete_gap)
     if not register:
         return None
     open3d("register")  # missed now, not after the first pass
-    return Placement(completion, hypotheses, offsets=offset_share > 0)
+    return Placement(completion, hypotheses, offsets)
 
 
 def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:

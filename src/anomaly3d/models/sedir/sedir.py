@@ -18,6 +18,7 @@ from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.components.jitter import FeatureJitter
+from anomaly3d.models.components.offsets import TemplateOffsets
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.placement import COMPLETE_GAP, make_placement
 from anomaly3d.models.components.registration import RegistrationSettings
@@ -121,7 +122,10 @@ class SeDiR(PlacingDetector):
         relative_neighbours: patches of training clouds nearest to the place, whose mean error that is [ours].
         offset_share: share of a point's score that is its distance from the training clouds, in units of what is normal
             there (`components/offsets.py`): a token is taken about its patch's own centre, and does not see that the
-            patch as a whole is displaced. Takes `relative`, whose unit is the same; 0 is the paper's SeDiR [ours].
+            patch as a whole is displaced. Takes `relative`, whose unit is the same; 0 is the paper's SeDiR. Any share
+            suits weights that were trained with one above 0 [ours].
+        offset_edge: edge of the voxel filter before distances are taken, in units of the template's radius [ours].
+        offset_neighbours: points over which distances are averaged, and the expected ones [ours].
         voxel_size: edge of the voxel filter in file units; the paper has none.
         pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
@@ -132,7 +136,7 @@ class SeDiR(PlacingDetector):
             `strict` and not under `paper`.
         protocol: `strict` does not depend on the order of the file's points; `paper` makes the paper's literal choices
             in sampling, standardising and scoring. Sizes, backbone and training stay the recipe's; `register`,
-            `complete` and `relative`, which no paper has, are refused.
+            `complete`, `relative` and `offset_share`, which no paper has, are refused.
         normalise: override the protocol's normalisation of token errors: `none` under `strict` [ours], `instance` under
             `paper` [paper].
         smooth: override the protocol's smoothing of token errors: `spatial` [ours], or `token_index` [paper].
@@ -182,6 +186,8 @@ class SeDiR(PlacingDetector):
         relative: bool = False,
         relative_neighbours: int = 12,
         offset_share: float = 0.0,
+        offset_edge: float = 0.01,
+        offset_neighbours: int = 16,
         voxel_size: float | None = None,
         pad: bool = False,
         backbone_size: Size | None = None,
@@ -223,13 +229,20 @@ class SeDiR(PlacingDetector):
         self.standardiser = TokenStandardiser(token_width)
         self.standardise = protocol == "strict" if standardise is None else standardise
         if protocol == "paper" and register:
-            raise InputError("protocol paper registers no clouds; set register, complete and relative to false")
+            raise InputError(
+                "protocol paper registers no clouds; set register, complete, relative and offset_share to false or 0"
+            )
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
-        if offset_share and not relative:
-            raise InputError("offset_share: both parts of a score need one unit; set register and relative to true")
+        check_range(0, 1, offset_share=offset_share)
+        if offset_share and not (relative and self.scoring.normalise == "none"):
+            raise InputError(
+                "offset_share: both parts of a score need one unit; set register and relative to true, and normalise "
+                "to none"
+            )
+        offsets = TemplateOffsets(offset_edge, offset_neighbours)
         self.placement = make_placement(
-            register, complete, protocol, hypotheses, resolution, complete_gap, offset_share
+            register, complete, protocol, hypotheses, resolution, complete_gap, offsets if offset_share else None
         )
         self.offset_share = offset_share
         self.relative = relative
