@@ -304,7 +304,8 @@ def test_ablations_train_all_they_have_and_differ_from_the_whole(settings):
     whole.load_state_dict(shared, strict=False)
     assert batch.category is not None
     mine, theirs = (one.loss_of(one.view(one.patches(batch)), batch.category) for one in (detector, whole))
-    assert mine.keys() != theirs.keys() or mine["loss"] != theirs["loss"]
+    if shared.keys() == learned.keys():  # else nothing is shown: what is not shared is random in the whole
+        assert mine.keys() != theirs.keys() or mine["loss"] != theirs["loss"]
     assert detector.eval().score(batch).point_scores.isfinite().all()
     restored = make_detector(**settings)
     restored.load_state_dict(detector.state_dict())
@@ -350,6 +351,31 @@ def test_standardise_is_learnt_in_training_and_off_under_paper():
         assert raw.standardiser.clouds == 0
         assert torch.equal(raw.standardised(view).base, view.base)
     assert make_detector(protocol="paper", standardise=True).standardise
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("geometry_radius", 9.0), ("geometry_source", "cloud"), ("neighbourhoods", (2, 4, 16)), ("backbone_blocks", (1,))],
+)
+def test_cached_tokens_of_other_settings_are_not_used(setting: str, value: Any) -> None:
+    batch, changed = make_batch(), make_detector(jitter_scale=0.0).train()
+    first = next(iter(batch.clouds()))
+    before = changed.loss(batch)["reconstruction"]
+    setattr(changed, setting, value)
+    view = changed._view_of(first, "ball/0", 0)
+    fresh = changed.view(changed.patches(PointCloudBatch.pack([first], ["ball/0"])))
+    assert all(torch.equal(one, other) for one, other in zip(view, fresh, strict=True))
+    assert before.isfinite()
+
+
+def test_cached_tokens_of_another_backbone_are_not_used() -> None:
+    batch, detector = make_batch(), make_detector(jitter_scale=0.0).train()
+    detector.loss(batch)
+    first = next(iter(batch.clouds()))
+    old = detector._view_of(first, "ball/0", 0)
+    torch.manual_seed(1)
+    detector.backbone = make_detector().backbone
+    assert not torch.equal(detector._view_of(first, "ball/0", 0).base, old.base)
 
 
 def test_cached_frozen_tokens_give_the_same_losses_bit_for_bit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import yaml
 
 from anomaly3d.models.sedir import SeDiR
 from anomaly3d.models.sedir.sedir import FrozenView
+from anomaly3d.types import PointCloudBatch
+from dents import ball
 
 ROOT = Path(__file__).parents[3]
 GRID = yaml.safe_load((ROOT / "configs" / "benchmark" / "sedir_ablations.yaml").read_text())["methods"]
@@ -22,12 +25,13 @@ WHOLE: dict[str, Any] = {
     "terms": {"contrastive": 0.001, "cosine": 0.001, "class": 0.01},
     "feature": 4,  # widths
     "geometry": "bias",
+    "feed_forward": 2,  # widths
     "neighbourhoods": (64, 128, 256),
     "groups": 256,
     "buffer": 64,
 }
 ALONE = {"trained": {"guidance"}, "terms": {}, "feature": None}
-NO_BIAS = {"geometry": "none"}
+PLAIN = {"geometry": "none", "feed_forward": 1}
 MEAN = {"trained": {"embed", "contrast", "guidance"}, "terms": {"contrastive": 0.001, "class": 0.01}, "feature": 1}
 
 
@@ -41,11 +45,11 @@ def terms(**weights: float) -> dict[str, Any]:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "SeDiR": {},
-    "4 none": {**ALONE, **NO_BIAS, "trained": set()},
-    "4 CFGT": {**terms(), **NO_BIAS, **without("contrast", "guidance")},
-    "4 C3L": {**MEAN, **NO_BIAS, "trained": {"embed", "contrast"}},
+    "4 none": {**ALONE, **PLAIN, "trained": set()},
+    "4 CFGT": {**terms(), **PLAIN, **without("contrast", "guidance")},
+    "4 C3L": {**MEAN, **PLAIN, "trained": {"embed", "contrast"}},
     "4 GGD": ALONE,
-    "4 CFGT C3L": {**NO_BIAS, **without("guidance")},
+    "4 CFGT C3L": {**PLAIN, **without("guidance")},
     "4 CFGT GGD": terms(),
     "4 C3L GGD": MEAN,
     "5 no contrastive": terms(**{"cosine": 0.001, "class": 0.01}),
@@ -106,10 +110,27 @@ def facts(detector: SeDiR) -> dict[str, Any]:
         "terms": weights,
         "feature": None if feature is None else feature.shape[1] // 128,
         "geometry": detector.guidance.injection,
-        "neighbourhoods": detector.neighbourhoods,
-        "groups": detector.patches.num_groups,
+        "feed_forward": next(iter(detector.decoder.layers)).feed_forward[0].in_features // 128,  # pyright: ignore
+        **patches_of(detector),
         "buffer": len(detector.contrast.buffer.embedding),
     }
+
+
+def patches_of(detector: SeDiR) -> dict[str, Any]:
+    """What the backbone is given of a cloud."""
+    seen: list[Any] = []
+
+    def nested(points: torch.Tensor, centres: torch.Tensor, sizes: tuple[int, ...], blocks: object) -> list[Any]:
+        seen.append((tuple(points.shape), sizes))
+        return 3 * [[torch.zeros(1, centres.shape[1], detector.backbone.width)]]
+
+    batch = PointCloudBatch.pack([ball(2000, 0)], ["a"])
+    with mock.patch.object(detector.backbone, "nested", nested):
+        view = detector.view(detector.patches(batch))
+    (((_, groups, largest, _), sizes),) = seen
+    assert largest == sizes[-1]
+    assert view.geometry.shape[1] == groups
+    return {"neighbourhoods": sizes, "groups": groups}
 
 
 def test_no_row_is_left_out() -> None:

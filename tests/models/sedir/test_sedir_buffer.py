@@ -63,6 +63,14 @@ def test_balanced_keeps_a_rare_category_that_fifo_forgets():
     assert kept == {"fifo": [0, 0, 0, 0], "balanced": [0, 0, 0, 1]}
 
 
+def test_an_embedding_that_is_not_finite_is_not_kept():
+    """It would stay for as many steps as the buffer is long, and with it a loss that is not a number."""
+    buffer = ContrastiveBuffer(5, 2)
+    bad = torch.tensor([[torch.nan, 0.0], [1.0, torch.inf]])
+    buffer.push(torch.cat([rows([3]), bad, rows([4])]), torch.tensor([0, 1, 1, 0]))
+    assert content(buffer) == [(3, 0), (4, 0)]
+
+
 def test_entries_are_detached():
     buffer, z = ContrastiveBuffer(3, 2), rows([1]).requires_grad_()
     buffer.push(z, torch.tensor([0]))

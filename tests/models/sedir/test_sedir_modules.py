@@ -45,6 +45,16 @@ def test_decoder_layer_is_two_attentions_and_a_joint_feed_forward():
     torch.testing.assert_close(layer(query, encoded, previous, bias), expected)
 
 
+def test_a_plain_decoder_layer_sees_the_second_attention_alone():
+    layer = DecoderLayer(8, 2, 16, dropout=0.1, joined=False).eval()
+    query, encoded, previous = torch.randn(3, 1, 5, 8)
+    a = layer.norms[0](query + layer.attend_encoded(query, encoded, Guidance()))
+    b = layer.norms[1](a + layer.attend_previous(a, previous, Guidance()))
+    w1, b1, w2, b2 = layer.feed_forward.parameters()
+    expected = layer.norms[2](b + (b @ w1.T + b1).clamp(min=0) @ w2.T + b2)
+    torch.testing.assert_close(layer(query, encoded, previous, Guidance()), expected)
+
+
 def test_decoder_depends_on_global_token_position_and_tokens():
     decoder = GeometryGuidedDecoder(12, 8, 2, 2, 16).eval()
     z, position, encoded = torch.randn(2, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)

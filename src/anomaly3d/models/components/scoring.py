@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, Self, get_args
 
 import torch
@@ -55,8 +56,8 @@ class TokenScoring:
             raise InputError(
                 f"The smoothing kernel must be positive, and odd along the token index; got {self.kernel}."
             )
-        if self.sigma <= 0:
-            raise InputError(f"smooth_sigma must be positive; got {self.sigma}.")
+        if not 0 < self.sigma < inf:
+            raise InputError(f"smooth_sigma must be positive and finite; got {self.sigma}.")
 
     @classmethod
     def preset(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_choice
 from anomaly3d.models.components.ranks import gather_ranks
 
 Eviction = Literal["fifo", "balanced"]
@@ -35,6 +35,7 @@ class ContrastiveBuffer(nn.Module):
         super().__init__()
         if size < 1:
             raise InputError(f"The contrastive buffer needs at least one entry, not {size}.")
+        check_choice(get_args(Eviction), buffer_eviction=eviction)
         self.eviction = eviction
         self.register_buffer("embedding", torch.zeros(size, width))
         self.register_buffer("category", torch.full((size,), -1))
@@ -45,8 +46,13 @@ class ContrastiveBuffer(nn.Module):
 
     @torch.no_grad()
     def push(self, embedding: Float[Tensor, "B Z"], category: Int[Tensor, " B"]) -> None:
-        """Append the pairs of this step, of all ranks. A collective call where a process group is initialised."""
+        """Append the pairs of this step, of all ranks, but for embeddings that are not finite.
+
+        A collective call where a process group is initialised.
+        """
         embedding, category = gather_ranks(embedding.detach().to(self.embedding.dtype), category)
+        finite = embedding.isfinite().all(1)  # half precision overflows, and the step is skipped: not the buffer's
+        embedding, category = embedding[finite], category[finite]
         for new_embedding, new_category in zip(embedding, category, strict=True):
             slot = self._slot(new_category)
             self.stamp[slot] = self.stamp.max() + 1

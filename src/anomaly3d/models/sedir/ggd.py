@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import check_heads
+from anomaly3d.errors import check_choice, check_heads
 from anomaly3d.models.sedir.guidance import Guidance
+
+Decoder = Literal["ggd", "plain"]
 
 
 class GeometryGuidedAttention(nn.Module):
@@ -50,15 +54,17 @@ class GeometryGuidedAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """`a = q + GGAttn(q; encoded)`, `b = a + GGAttn(a; previous)`, output `b + FFN([a; b])`; a norm after each sum.
 
-    Only attention carries the tokens to the output, never a residual: an anomalous token has no direct way through.
+    A plain layer, as in MC3D-AD, has `b + FFN(b)`. That norms come after the sums is [inferred]. Only attention carries
+    the tokens to the output, never a residual: an anomalous token has no direct way through.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, joined: bool = True) -> None:
         super().__init__()
+        self.joined = joined
         self.attend_encoded = GeometryGuidedAttention(width, heads)
         self.attend_previous = GeometryGuidedAttention(width, heads)
         self.feed_forward = nn.Sequential(
-            nn.Linear(2 * width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+            nn.Linear((1 + joined) * width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
@@ -73,7 +79,8 @@ class DecoderLayer(nn.Module):
         """One refinement of the reconstructed tokens `previous`."""
         a = self.norms[0](query + self.dropout(self.attend_encoded(query, encoded, guidance)))
         b = self.norms[1](a + self.dropout(self.attend_previous(a, previous, guidance)))
-        return self.norms[2](b + self.dropout(self.feed_forward(torch.cat([a, b], dim=-1))))
+        seen = torch.cat([a, b], dim=-1) if self.joined else b
+        return self.norms[2](b + self.dropout(self.feed_forward(seen)))
 
 
 class GeometryGuidedDecoder(nn.Module):
@@ -90,6 +97,7 @@ class GeometryGuidedDecoder(nn.Module):
         heads: attention heads [paper].
         hidden: channels inside the feed-forward blocks [inferred].
         dropout: dropout rate of what the layers add and of the feed-forward blocks [inferred].
+        decoder: `ggd`, or `plain`: the feed-forward blocks see the second attention alone.
     """
 
     def __init__(
@@ -100,9 +108,12 @@ class GeometryGuidedDecoder(nn.Module):
         heads: int = 8,
         hidden: int = 1024,
         dropout: float = 0.1,
+        decoder: Decoder = "ggd",
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout) for _ in range(depth))
+        check_choice(get_args(Decoder), decoder=decoder)
+        joined = decoder == "ggd"
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout, joined) for _ in range(depth))
         self.project = nn.Linear(width, token_width)
 
     def forward(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from anomaly3d.errors import check_choice
 
 Injection = Literal["bias", "masking", "gating", "none"]
 
@@ -34,6 +36,7 @@ class GeometryGuidance(nn.Module):
 
     def __init__(self, injection: Injection = "bias", hidden: int = 32, beta: float = 1.0, masked: float = 0.4) -> None:
         super().__init__()
+        check_choice(get_args(Injection), geometry=injection)
         self.injection: Injection = injection
         self.masked = masked
         if injection in ("bias", "gating"):

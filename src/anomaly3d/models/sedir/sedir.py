@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import inf
-from typing import Any, NamedTuple
+from math import inf, isfinite
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
@@ -36,7 +36,7 @@ from anomaly3d.models.sedir.cfgt import (
     global_feature,
     position_embedding,
 )
-from anomaly3d.models.sedir.ggd import GeometryGuidedDecoder
+from anomaly3d.models.sedir.ggd import Decoder, GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import GeometryGuidance, Injection
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
@@ -72,8 +72,10 @@ class Reconstruction(NamedTuple):
 class SeDiR(PlacingDetector):
     """Reconstruct frozen Point-MAE tokens from their category's normality; what fails to be rebuilt is anomalous.
 
-    Grades of the defaults: [paper] written or drawn there, [second-hand] public readings agree, [inferred] from the
-    code base it edits, arithmetic or convention, [ours].
+    Each of the three neighbourhoods goes through the whole backbone, transformer included [inferred], norms of the
+    transformers come after the sums [inferred], and the reconstruction loss is a mean over tokens and channels
+    [inferred]: these have no key. Grades of the defaults: [paper] written or drawn there, [second-hand] public readings
+    agree, [inferred] from the code base it edits, arithmetic or convention, [ours].
 
     Args:
         num_groups: patches per cloud, g [paper].
@@ -98,6 +100,8 @@ class SeDiR(PlacingDetector):
             out.
         cosine_weight: weight of the consistency of the resolutions [second-hand].
         class_weight: weight of the classification loss [second-hand]; with 0 no category is predicted.
+        decoder: `ggd` [paper], or `plain`, whose feed-forward blocks see the second attention alone, as in MC3D-AD;
+            with `geometry` none it is the model without its geometry-guided decoder (Table 4).
         geometry: how the decoder's attention meets geometry: `bias` [paper], `masking`, `gating` or `none`
             (`guidance.GeometryGuidance`).
         geometry_radius: neighbourhood of the geometry bias in mean nearest-neighbour distances of the centres
@@ -139,7 +143,7 @@ class SeDiR(PlacingDetector):
             `complete`, `relative` and `offset_share`, which no paper has, are refused.
         normalise: override the protocol's normalisation of token errors: `none` under `strict` [ours], `instance` under
             `paper` [paper].
-        smooth: override the protocol's smoothing of token errors: `spatial` [ours], or `token_index` [paper].
+        smooth: override the protocol's smoothing of token errors: `spatial` [ours], `token_index` [paper] or `none`.
         propagate: override the protocol's propagation from tokens to points: `inverse_distance` [ours], or `nearest`
             [paper].
         smooth_kernel: tokens under the smoothing Gaussian [inferred].
@@ -171,6 +175,7 @@ class SeDiR(PlacingDetector):
         contrastive_weight: float = 0.001,
         cosine_weight: float = 0.001,
         class_weight: float = 0.01,
+        decoder: Decoder = "ggd",
         geometry: Injection = "bias",
         geometry_radius: float = 7.0,
         geometry_source: GeometrySource = "centres",
@@ -208,7 +213,12 @@ class SeDiR(PlacingDetector):
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1e-6, geometry_masked=geometry_masked)
         check_range(0, inf, contrastive_weight=contrastive_weight, class_weight=class_weight)
-        check_range(0, inf, cosine_weight=cosine_weight)
+        check_range(0, inf, cosine_weight=cosine_weight, jitter_scale=jitter_scale)
+        check_range(-inf, inf, geometry_beta=geometry_beta)
+        check_range(0, 1e6, frozen_cache_gb=frozen_cache_gb)
+        check_range(1, inf, relative_neighbours=relative_neighbours)
+        check_choice(get_args(GlobalFeature), global_token=global_token)
+        check_choice(get_args(GeometrySource), geometry_source=geometry_source)
         self.neighbourhoods = neighbourhoods(group_size, neighbourhood_ratio)
         if global_token == "none" and contrastive_weight + class_weight > 0:
             raise InputError("global_token none: nothing to contrast; set contrastive_weight and class_weight to 0")
@@ -269,7 +279,7 @@ class SeDiR(PlacingDetector):
             class_weight,
         )
         self.guidance = GeometryGuidance(geometry, geometry_hidden, geometry_beta, geometry_masked)
-        self.decoder = GeometryGuidedDecoder(token_width, width, decoder_depth, heads, hidden, dropout)
+        self.decoder = GeometryGuidedDecoder(token_width, width, decoder_depth, heads, hidden, dropout, decoder)
 
     def configure(self, categories: Sequence[str]) -> None:
         """Name the training categories and build the class head for them."""
@@ -314,7 +324,9 @@ class SeDiR(PlacingDetector):
 
     def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         make = partial(self._frozen, cloud, name, category)
-        return self.frozen_views(cloud, make, category if self.placement else None)
+        settings = (self.neighbourhoods, self.backbone_blocks, self.geometry_radius, self.geometry_source)
+        cut = (id(self.backbone), self.patches.num_groups, self.patches.voxel_size)
+        return self.frozen_views(cloud, make, (category if self.placement else None, settings, cut))
 
     def _frozen(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         placed = self.place_known(cloud, name, category)
@@ -390,8 +402,8 @@ def neighbourhoods(k: int, ratio: float) -> tuple[int, int, int]:
     Raises:
         InputError: they are not three different sizes of at least one point.
     """
-    if not ratio > 1:
-        raise InputError(f"neighbourhood_ratio={ratio}: must be greater than 1")
+    if not (ratio > 1 and isfinite(ratio)):
+        raise InputError(f"neighbourhood_ratio={ratio}: must be greater than 1, and finite")
     fine, coarse = round(k / ratio), round(k * ratio)
     if not 1 <= fine < k < coarse:
         raise InputError(f"group_size={k}: too few points for neighbourhoods of k/{ratio:g}, k and {ratio:g} k")
