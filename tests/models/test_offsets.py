@@ -18,6 +18,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.models.components.completion import Completion
 from anomaly3d.models.components.offsets import TemplateOffsets
 from anomaly3d.models.components.placement import Placement
+from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.sedir import SeDiR
 from anomaly3d.types import PointCloudBatch
 
@@ -106,6 +107,11 @@ def test_a_checkpoint_carries_them() -> None:
     assert torch.equal(fresh(cloud, 1, 1.0), offsets(cloud, 1, 1.0))
 
 
+def test_a_share_of_offsets_needs_templates() -> None:
+    with pytest.raises(InputError, match=r"offset_share: .* set register to true"):
+        Mamba3dAD(backbone_size="tiny", backbone_weights="random", offset_share=0.5)
+
+
 @pytest.mark.usefixtures("open3d")
 def test_any_share_suits_weights_that_were_trained_with_one_and_none_those_that_were_not() -> None:
     state = trained("sedir", relative=True, offset_share=0.5).state_dict()
@@ -135,10 +141,11 @@ def test_a_share_of_offsets_needs_errors_in_their_unit(settings: dict[str, Any],
         SeDiR(backbone_size="tiny", backbone_weights="random", **both)
 
 
+@pytest.mark.parametrize(("name", "settings"), [("sedir", {"relative": True}), ("mamba", {})])
 @pytest.mark.usefixtures("open3d")
-def test_scores_are_the_errors_and_the_offsets_by_their_share() -> None:
-    model = trained("sedir", relative=True, offset_share=0.25)
-    assert isinstance(model, SeDiR)
+def test_scores_are_the_model_s_and_the_offsets_by_their_share(name: str, settings: dict[str, Any]) -> None:
+    """Of Mamba3dAD, whose scores are logits, the logarithms."""
+    model = trained(name, offset_share=0.25, **settings)
     assert model.placement is not None
     model.finish_pass()
     model.eval()
@@ -146,10 +153,11 @@ def test_scores_are_the_errors_and_the_offsets_by_their_share() -> None:
     joined = model.score(batch)
     assert joined.object_scores.tolist() == [scores.max().item() for scores in batch.split(joined.point_scores)]
     model.offset_share = 0
-    errors = model.score(batch).point_scores
+    alone = model.score(batch).point_scores
     placed = model.place_predicted(batch).batch
     offsets = torch.cat([model.placement.offset(xyz, c) for c, xyz in enumerate(placed.clouds())])
-    torch.testing.assert_close(joined.point_scores, 0.75 * errors + 0.25 * offsets)
+    offsets = offsets if name == "sedir" else offsets.log()
+    torch.testing.assert_close(joined.point_scores, 0.75 * alone + 0.25 * offsets)
 
 
 @pytest.mark.usefixtures("open3d")

@@ -153,6 +153,7 @@ def test_the_templates_frame_is_that_of_training_and_scoring(name: str, monkeypa
         *((name, {}) for name in MODELS),
         ("sedir", {"relative": True}),
         ("sedir", {"relative": True, "offset_share": 0.5}),
+        ("mamba", {"offset_share": 0.5}),
     ],
 )
 @pytest.mark.usefixtures("open3d")

@@ -60,16 +60,23 @@ class PlacingDetector(Detector):
         return _unplaced(batch) if self.placement is None else self.placement.predicted(batch)
 
     def with_offsets(
-        self, prediction: AnomalyPrediction, placed: PointCloudBatch, placed_as: Float[Tensor, "B C"] | None
+        self,
+        prediction: AnomalyPrediction,
+        placed: PointCloudBatch,
+        placed_as: Float[Tensor, "B C"] | None,
+        logarithm: bool = False,
     ) -> AnomalyPrediction:
-        """Scores, normally about 1, joined with the distances from the training clouds; the object has the largest."""
+        """Scores joined with the distances from the training clouds; the object has the largest.
+
+        Distances are about 1 where nothing is wrong, as scores are to be; their logarithm joins scores that are logits.
+        """
         if self.placement is None or placed_as is None or not self.offset_share:
             return prediction
         clouds = zip(placed.clouds(), placed.split(prediction.point_scores), placed_as.argmax(1).tolist(), strict=True)
-        joined = [
-            torch.lerp(scores, self.placement.offset(xyz, category).to(scores), self.offset_share)
-            for xyz, scores, category in clouds
-        ]
+        joined = []
+        for xyz, scores, category in clouds:
+            offset = self.placement.offset(xyz, category).to(scores)
+            joined.append(torch.lerp(scores, offset.clamp(min=0.01).log() if logarithm else offset, self.offset_share))
         objects = torch.stack([scores.max() for scores in joined])
         return replace(prediction, point_scores=torch.cat(joined), object_scores=objects)
 

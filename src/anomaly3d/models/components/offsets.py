@@ -95,3 +95,14 @@ class TemplateOffsets(nn.Module):
     def _averaged(self, values: Float[Tensor, " N"], at: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         """Mean over the nearest points, itself included."""
         return values[nearest(at, at, min(self.neighbours, len(at)))[1]].mean(1)
+
+
+def make_offsets(share: float, edge: float, neighbours: int) -> TemplateOffsets | None:
+    """None where they have no share in a score.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    check_range(0, 1, offset_share=share)
+    offsets = TemplateOffsets(edge, neighbours)
+    return offsets if share else None

@@ -203,11 +203,14 @@ def make_placement(
     """None where clouds are not to be registered.
 
     Raises:
-        InputError: open3d is missing; a number is out of range; or `complete` without `register` or a resolution.
+        InputError: open3d is missing; a number is out of range; `complete` without `register` or a resolution; or
+            offsets without `register`.
     """
     check_range(1, inf, hypotheses=hypotheses)
     completion = make_completion(register, complete, protocol, resolution, complete_gap)
     if not register:
+        if offsets is not None:
+            raise InputError("offset_share: distances are from registered templates; set register to true")
         return None
     open3d("register")  # missed now, not after the first pass
     return Placement(completion, hypotheses, offsets)

@@ -23,6 +23,7 @@ from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
+from anomaly3d.models.components.offsets import make_offsets
 from anomaly3d.models.components.patches import FramedClouds, PatchSampler
 from anomaly3d.models.components.placement import COMPLETE_GAP, make_placement
 from anomaly3d.models.components.registration import RegistrationSettings
@@ -95,6 +96,11 @@ class Mamba3dAD(PlacingDetector):
         complete_gap: how far from the cloud that begins, in units of `resolution`. [ours]
         resolution: edge of the voxel filter of registered clouds, in units of the template's radius. [ours]
         hypotheses: triples of correspondences that RANSAC draws for a pose. [ours]
+        offset_share: share of a point's score that is the logarithm of its distance from the training clouds, in units
+            of what is normal there (`components/offsets.py`), beside the logit. Takes `register`; 0 is the paper's
+            Mamba3dAD, and any share suits weights that were trained with one above 0. [ours]
+        offset_edge: edge of the voxel filter before distances are taken, in units of the template's radius. [ours]
+        offset_neighbours: points over which distances are averaged, and the expected ones. [ours]
         frozen_cache_gb: memory for what is constant, the tokens of these copies and as much again for the clouds
             before they are altered; with 0 they are computed at every step, with the same losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
@@ -182,6 +188,9 @@ class Mamba3dAD(PlacingDetector):
         complete_gap: float = COMPLETE_GAP,
         resolution: float = 0.025,
         hypotheses: int = RegistrationSettings.hypotheses,
+        offset_share: float = 0.0,
+        offset_edge: float = 0.01,
+        offset_neighbours: int = 16,
         frozen_cache_gb: float = 2.0,
         standardise: bool | None = None,
         slots: int = 1024,
@@ -245,8 +254,12 @@ class Mamba3dAD(PlacingDetector):
             yaw, yaw_axis, jitter, jitter_clip, scale, dropout_points, translation, min_points=num_groups
         )
         if protocol == "paper" and register:
-            raise InputError("protocol paper registers no clouds; set register and complete to false")
-        self.placement = make_placement(register, complete, self.protocol, hypotheses, resolution, complete_gap)
+            raise InputError(
+                "protocol paper registers no clouds; set register, complete and offset_share to false or 0"
+            )
+        offsets = make_offsets(offset_share, offset_edge, offset_neighbours)
+        self.offset_share = offset_share
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap, offsets)
         if train_backbone and (views is not None or corruption == "tokens"):
             raise InputError(
                 "train_backbone: its tokens change at every step; set views to null, and corruption to others"
@@ -378,7 +391,8 @@ class Mamba3dAD(PlacingDetector):
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
         if self.placement is not None:  # not of what the template has added
             of_objects = torch.stack([scores.max() for scores in points])
-        return AnomalyPrediction(torch.cat(points), of_objects, category_logits)
+        prediction = AnomalyPrediction(torch.cat(points), of_objects, category_logits)
+        return self.with_offsets(prediction, batch, category_logits, logarithm=True)
 
     def _view(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> TrainingView:
         if self.views is None:

@@ -18,7 +18,7 @@ from anomaly3d.models.components.cache import FrozenCache
 from anomaly3d.models.components.expected import ExpectedErrors
 from anomaly3d.models.components.geometry import GeometrySource, geometry_descriptor
 from anomaly3d.models.components.jitter import FeatureJitter
-from anomaly3d.models.components.offsets import TemplateOffsets
+from anomaly3d.models.components.offsets import make_offsets
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.models.components.placement import COMPLETE_GAP, make_placement
 from anomaly3d.models.components.registration import RegistrationSettings
@@ -244,16 +244,13 @@ class SeDiR(PlacingDetector):
             )
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
-        check_range(0, 1, offset_share=offset_share)
         if offset_share and not (relative and self.scoring.normalise == "none"):
             raise InputError(
                 "offset_share: both parts of a score need one unit; set register and relative to true, and normalise "
                 "to none"
             )
-        offsets = TemplateOffsets(offset_edge, offset_neighbours)
-        self.placement = make_placement(
-            register, complete, protocol, hypotheses, resolution, complete_gap, offsets if offset_share else None
-        )
+        offsets = make_offsets(offset_share, offset_edge, offset_neighbours)
+        self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap, offsets)
         self.offset_share = offset_share
         self.relative = relative
         # Where clouds are placed: a patch's place means the same in all of them.
