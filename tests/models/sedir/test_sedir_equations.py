@@ -198,3 +198,61 @@ def test_class_loss_and_its_gradients_are_the_closed_forms():
     for found, expected in ((feature, slope @ numpy(weight)), (weight, slope.T @ numpy(feature)), (bias, slope.sum(0))):
         assert found.grad is not None
         np.testing.assert_allclose(found.grad, expected, atol=1e-6)
+
+
+def test_gradients_of_the_encoder_and_the_position_embedding():
+    tokenizer = shaken(CoarseToFineTokenizer(6, 4, depth=1, heads=2, hidden=8))
+    position = shaken(position_embedding(4))
+
+    def output(base: Tensor, fine: Tensor, coarse: Tensor, centres: Tensor) -> tuple[Tensor, ...]:
+        encoded = tokenizer(base, position(centres), (fine, coarse))
+        return tuple(part for part in encoded if part is not None)
+
+    tokens = [randn(1, 3, 6, seed=seed) for seed in range(3)]
+    assert torch.autograd.gradcheck(output, (*tokens, randn(1, 3, 3, seed=3)))
+
+
+def test_gradients_of_the_global_token():
+    """By differences coarse enough for z, which is float32."""
+    module, feature, direction = shaken(GlobalToken(12, 8)), randn(1, 12), randn(1, 12, seed=2).detach()
+    weights = randn(1, 8, seed=3).detach()
+
+    def output(step: float) -> Tensor:
+        return (module(feature + step * direction).double() * weights).sum()
+
+    output(0.0).backward()
+    assert feature.grad is not None
+    slope = (output(1e-2) - output(-1e-2)).item() / 2e-2
+    assert (feature.grad * direction).sum().item() == pytest.approx(slope, rel=1e-2)
+    assert abs(slope) > 1e-2
+
+
+def test_the_reconstruction_loss_and_its_gradient_are_the_closed_forms(monkeypatch: pytest.MonkeyPatch):
+    """The mean square over tokens and channels, and `2 (Fh - F) / (B G D)`."""
+    backbone: dict[str, Any] = {"backbone_size": "tiny", "backbone_weights": "random"}
+    model = SeDiR(width=8, encoder_depth=1, decoder_depth=1, heads=2, hidden=16, standardise=False, **backbone)
+    model.configure(["a", "b"])
+    base, fine, coarse = (randn(2, 6, model.backbone.width, seed=seed).float().detach() for seed in range(3))
+    view = FrozenView(fine, base, coarse, randn(2, 6, 3).float().detach(), randn(2, 6, 2).float().detach())
+    kept = []
+    reconstruct = model.reconstruct
+
+    def keeping(seen: FrozenView) -> Any:
+        found = reconstruct(seen)
+        found.tokens.retain_grad()
+        kept.append(found.tokens)
+        return found
+
+    monkeypatch.setattr(model, "reconstruct", keeping)
+    terms = model.loss_of(view, torch.tensor([0, 1]))
+    terms["reconstruction"].backward()
+    (rebuilt,) = kept
+    squares = [
+        (rebuilt[b, m, c].item() - view.base[b, m, c].item()) ** 2
+        for b in range(2)
+        for m in range(6)
+        for c in range(view.base.shape[2])
+    ]
+    assert terms["reconstruction"].item() == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+    torch.testing.assert_close(rebuilt.grad, 2 * (rebuilt - view.base).detach() / len(squares))
+    assert terms["loss"].item() == pytest.approx(terms["reconstruction"].item() + terms["c3l"].item(), rel=1e-6)
