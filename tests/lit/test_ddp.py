@@ -40,18 +40,29 @@ def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, par
 def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: Path) -> None:
     """Each rank sees half of the training clouds; the first of a category by sample id may be on either.
 
-    The errors that are expected on them are of all clouds, too.
+    The errors that are expected on them are of all clouds, too, and so are the clouds that distances are taken from,
+    which a test may leave out of its scores.
     """
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.complete=true"]
     register += ["--model.detector.init_args.resolution=0.02", "--model.detector.init_args.pad=true"]
-    templates, places = [], []
+    register += ["--model.detector.init_args.relative=true"]
+    share = "--model.detector.init_args.offset_share"
+    templates, places, kept = [], [], []
     for folder, devices in (("one", ()), ("two", TWO)):
         (tmp_path / folder).mkdir()
-        run(tmp_path / folder, "fit", conf, parts, *register, *devices)
+        run(tmp_path / folder, "fit", conf, parts, *register, f"{share}=0.5", *devices)
         state = torch.load(checkpoint(tmp_path / folder), weights_only=True)["state_dict"]
         templates.append([state[f"detector.placement.templates.{name}"] for name in ("points", "offsets")])
         places.append(state["detector.expected.rows"][:, :3])
+        kept.append(state["detector.placement.offsets.rows"])
     assert templates[0][1].tolist() == [0, 1000, 2000]
     assert all(torch.equal(one, two) for one, two in zip(*templates, strict=True))
     torch.testing.assert_close(*places)
+    torch.testing.assert_close(*kept)
+    trained, scores = checkpoint(tmp_path / "one"), []
+    for version, value in enumerate((0.5, 0.0), start=1):
+        run(tmp_path / "one", "test", conf, parts, "--ckpt_path", str(trained), *register, f"{share}={value}")
+        (file,) = (tmp_path / "one").glob(f"runs/*/version_{version}/test/metrics.csv")
+        scores.append(pd.read_csv(file)["p_auroc"])
+    assert (scores[0] != scores[1]).all()
