@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import lightning as L
 import pytest
@@ -182,6 +183,11 @@ def test_thresholds_come_from_validation_and_training_is_timed() -> None:
     other.on_load_checkpoint(checkpoint)
     assert other.thresholds == chosen
     assert other.train_seconds == module.train_seconds
+    with mock.patch.object(Distance, "scoring_settings", return_value={"smooth": "none"}):
+        other.on_load_checkpoint(checkpoint)
+        assert other.thresholds is None  # other scores: theirs would be others
+    other.on_load_checkpoint(checkpoint)
+    assert other.thresholds == chosen
     del checkpoint["anomaly3d"]["thresholds"], checkpoint["anomaly3d"]["train_seconds"]  # as older versions wrote it
     other.on_load_checkpoint(checkpoint)
     assert other.thresholds is None

@@ -198,3 +198,13 @@ def test_two_processes_keep_the_clouds_of_both(tmp_path: Path) -> None:
         assert state.keys() == alone.keys()
         for name, value in state.items():
             torch.testing.assert_close(value, alone[name], msg=name)
+
+
+@pytest.mark.usefixtures("open3d")
+def test_thresholds_belong_to_a_share() -> None:
+    """And to all else that makes scores of errors."""
+    ways = [{}, {"relative": True}, {"relative": True, "offset_share": 0.5}, {"smooth": "none"}, {"complete": False}]
+    made = [trained("sedir", **way).scoring_settings() for way in ways]
+    assert all(made.count(one) == 1 for one in made)
+    mamba = [trained("mamba", **way).scoring_settings() for way in ({}, {"offset_share": 0.5}, {"smooth_sigma": 2.0})]
+    assert all(mamba.count(one) == 1 for one in mamba)

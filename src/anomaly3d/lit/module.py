@@ -48,7 +48,8 @@ class AnomalyModule(L.LightningModule):
             error is bounded and reported (`metrics/evaluator.py`). Validation is exact in any case.
 
     Attributes:
-        thresholds: of a validation of the present weights; None if they were trained on since, or never validated.
+        thresholds: of a validation of the present weights; None if they were trained on since, or never validated, or
+            if their scores are made in another way now.
         train_seconds: wall time of training so far, over all its parts.
         test_seconds: wall time from the first batch of the last evaluation to its result. Both times count a
             registration that was found on disk (`models/components/pose_store.py`) with the time that it had taken.
@@ -211,6 +212,7 @@ class AnomalyModule(L.LightningModule):
             "detector": type(self.detector).__name__,
             "categories": list(self.detector.categories),
             "settings": self.detector.fixed_settings(),
+            "scoring": self.detector.scoring_settings(),
             "optimizer": self._optimizer_settings(),
             "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
@@ -255,7 +257,9 @@ class AnomalyModule(L.LightningModule):
                     "train again"
                 )
         self.detector.configure(made_by["categories"])
-        self.thresholds = Thresholds(**chosen) if (chosen := made_by.get("thresholds")) else None
+        chosen, scored_as = made_by.get("thresholds"), self.detector.scoring_settings()
+        scored_alike = made_by.get("scoring", scored_as) == scored_as
+        self.thresholds = Thresholds(**chosen) if chosen and scored_alike else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
         self.trained_seed = made_by.get("seed")
         found = checkpoint["state_dict"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +50,11 @@ class Detector(nn.Module, ABC):
         and one with other values is refused; those that a layer's shape shows need not be here.
         """
         return {}
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """How errors become scores, with plain values: thresholds that were chosen with others mean nothing."""
+        scoring = vars(self).get("scoring")
+        return asdict(scoring) if is_dataclass(scoring) and not isinstance(scoring, type) else {}
 
     @abstractmethod
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:

@@ -38,6 +38,12 @@ class PlacingDetector(Detector):
         placement = self.placement
         return {"register": placement is not None, "resolution": placement and placement.completion.resolution}
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """And whether clouds are completed, and the share of offsets."""
+        completion = self.placement and self.placement.completion
+        completed = {"complete": completion and completion.complete, "complete_gap": completion and completion.gap}
+        return super().scoring_settings() | completed | {"offset_share": self.offset_share}
+
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""
         if self.placement is not None:

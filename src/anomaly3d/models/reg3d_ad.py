@@ -50,6 +50,10 @@ class Reg3DAD(PatchCorePointMAE):
         for name in ("coordinates", "coordinate_offsets", "ranges"):
             self.register_buffer(name, None)
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """And the share of the coordinates."""
+        return super().scoring_settings() | {"coordinate_share": self.coordinate_share}
+
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
         groups = by_category(seen, self.categories)

@@ -340,6 +340,11 @@ class Mamba3dAD(PlacingDetector):
         """What the tokens are, how they are ordered and read: the weights have learned from that."""
         return super().fixed_settings() | self._fixed
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """The order, and how patches are smoothed."""
+        ours = {name: getattr(self, name) for name in ("deployment", "smooth_sigma", "median_voxels")}
+        return super().scoring_settings() | ours
+
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log.
 

@@ -289,6 +289,10 @@ class SeDiR(PlacingDetector):
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
         return super().fixed_settings() | patches | tokens
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """And whether errors are relative."""
+        return super().scoring_settings() | {"relative": self.relative}
+
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass, and after each later one the errors that it had."""
         done = super().finish_pass()
