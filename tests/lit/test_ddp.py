@@ -65,4 +65,5 @@ def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: 
         run(tmp_path / "one", "test", conf, parts, "--ckpt_path", str(trained), *register, f"{share}={value}")
         (file,) = (tmp_path / "one").glob(f"runs/*/version_{version}/test/metrics.csv")
         scores.append(pd.read_csv(file)["p_auroc"])
+    assert all(found.notna().all() for found in scores)
     assert (scores[0] != scores[1]).all()

@@ -36,6 +36,15 @@ def test_the_expected_error_is_the_mean_over_the_nearest_patches_of_the_category
             assert found[b, m].item() == pytest.approx(mean, rel=1e-5)
 
 
+def test_errors_that_are_not_finite_are_not_expected() -> None:
+    """One of them would hide the defects around its place."""
+    expected, places = ExpectedErrors(1), torch.rand(1, 4, 3, generator=torch.Generator().manual_seed(0))
+    expected.observe(["a"], torch.tensor([0]), places, torch.tensor([[1.0, torch.inf, 2.0, torch.nan]]))
+    expected.finish_pass(1)
+    assert expected.rows is not None
+    assert expected.rows[:, 3].tolist() == [1.0, 2.0]
+
+
 def test_nothing_is_expected_where_nothing_was_seen() -> None:
     expected, places, _ = observed(3)
     assert expected(places[:1], torch.tensor([1])).isnan().all()

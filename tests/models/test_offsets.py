@@ -114,14 +114,17 @@ def test_a_share_of_offsets_needs_templates() -> None:
 
 @pytest.mark.usefixtures("open3d")
 def test_any_share_suits_weights_that_were_trained_with_one_and_none_those_that_were_not() -> None:
-    state = trained("sedir", relative=True, offset_share=0.5).state_dict()
+    measuring = trained("sedir", relative=True, offset_share=0.5)
+    state, trained_with = measuring.state_dict(), measuring.fixed_settings()
     plain = trained("sedir", relative=True)
-    plain.make_room(state)
     plain.load_state_dict(state)
-    assert plain.offset_share == 0
+    plain.load_state_dict(trained("sedir", relative=True).state_dict())  # and those of one without
+    assert plain.placement is not None
+    assert plain.placement.offsets is None
+    assert plain.fixed_settings().keys() | {"offset_edge", "offset_neighbours"} == trained_with.keys()
     without = {name: value for name, value in state.items() if "placement.offsets" not in name}
     with pytest.raises(InputError, match="no training clouds to measure distances from"):
-        trained("sedir", relative=True, offset_share=0.5).make_room(without)
+        trained("sedir", relative=True, offset_share=0.5).load_state_dict(without)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,8 @@ def test_any_share_suits_weights_that_were_trained_with_one_and_none_those_that_
         ({"register": True, "relative": True, "normalise": "instance"}, "normalise to none"),
         ({"register": True, "relative": True, "offset_edge": 0.0}, "offset_edge"),
         ({"register": True, "relative": True, "offset_neighbours": 0}, "offset_neighbours"),
-        ({"offset_share": 1.5}, "offset_share"),
+        ({"offset_share": 1.5}, "offset_share=1.5: give a value"),
+        ({"offset_share": float("nan")}, "offset_share=nan: give a value"),
     ],
 )
 @pytest.mark.usefixtures("open3d")
@@ -202,8 +206,10 @@ def test_two_processes_keep_the_clouds_of_both(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("open3d")
 def test_thresholds_belong_to_a_share() -> None:
-    """And to all else that makes scores of errors."""
-    ways = [{}, {"relative": True}, {"relative": True, "offset_share": 0.5}, {"smooth": "none"}, {"complete": False}]
+    """And to what else makes scores of errors."""
+    relative: dict[str, Any] = {"relative": True}
+    ways = [{}, relative, relative | {"offset_share": 0.5}, relative | {"relative_neighbours": 3}]
+    ways += [{"smooth": "none"}, {"complete": False}, {"hypotheses": 500}, {"num_groups": 30}]
     made = [trained("sedir", **way).scoring_settings() for way in ways]
     assert all(made.count(one) == 1 for one in made)
     mamba = [trained("mamba", **way).scoring_settings() for way in ({}, {"offset_share": 0.5}, {"smooth_sigma": 2.0})]

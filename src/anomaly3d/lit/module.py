@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -257,9 +258,15 @@ class AnomalyModule(L.LightningModule):
                     "train again"
                 )
         self.detector.configure(made_by["categories"])
-        chosen, scored_as = made_by.get("thresholds"), self.detector.scoring_settings()
-        scored_alike = made_by.get("scoring", scored_as) == scored_as
-        self.thresholds = Thresholds(**chosen) if chosen and scored_alike else None
+        chosen, chosen_with = made_by.get("thresholds"), made_by.get("scoring", {})
+        changed = [k for k, v in self.detector.scoring_settings().items() if k in chosen_with and chosen_with[k] != v]
+        if chosen and changed:
+            warnings.warn(
+                f"{path}: its thresholds were chosen with another {', '.join(changed)} and are not used; `anomaly3d "
+                "validate` chooses others",
+                stacklevel=2,
+            )
+        self.thresholds = Thresholds(**chosen) if chosen and not changed else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
         self.trained_seed = made_by.get("seed")
         found = checkpoint["state_dict"]

@@ -34,15 +34,24 @@ class PlacingDetector(Detector):
         return {"loss": sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))}
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Whether clouds are registered, and to what density they are filtered then."""
+        """Whether clouds are registered, to what density they are filtered then, and how distances are taken."""
         placement = self.placement
-        return {"register": placement is not None, "resolution": placement and placement.completion.resolution}
+        offsets = placement and placement.offsets
+        distances = {"offset_edge": offsets.edge, "offset_neighbours": offsets.neighbours} if offsets else {}
+        return {
+            "register": placement is not None,
+            "resolution": placement and placement.completion.resolution,
+            **distances,
+        }
 
     def scoring_settings(self) -> dict[str, Any]:
-        """And whether clouds are completed, and the share of offsets."""
-        completion = self.placement and self.placement.completion
-        completed = {"complete": completion and completion.complete, "complete_gap": completion and completion.gap}
-        return super().scoring_settings() | completed | {"offset_share": self.offset_share}
+        """And how clouds are registered and completed, and the share of offsets."""
+        ours: dict[str, Any] = {"offset_share": self.offset_share}
+        if self.placement is not None:
+            completion = self.placement.completion
+            ours |= {"complete": completion.complete, "complete_gap": completion.gap}
+            ours["hypotheses"] = self.placement.templates.settings.hypotheses
+        return super().scoring_settings() | ours
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass. Learning goes on."""

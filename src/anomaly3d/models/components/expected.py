@@ -51,10 +51,11 @@ class ExpectedErrors(nn.Module):
         errors: Float[Tensor, "B G"],
         normal: Bool[Tensor, "B G"] | None = None,
     ) -> None:
-        """Remember the errors of training clouds, of the patches that are `normal` where some were corrupted."""
+        """Remember the finite errors of training clouds, of the patches that are `normal` where some were corrupted."""
         rows = torch.cat([centres, errors.detach()[..., None]], dim=2).float()
+        usable = rows.isfinite().all(dim=2) if normal is None else rows.isfinite().all(dim=2) & normal
         for b, (name, category) in enumerate(zip(names, categories.tolist(), strict=True)):
-            self._seen[name] = Seen(name, category, rows[b] if normal is None else rows[b][normal[b]])
+            self._seen[name] = Seen(name, category, rows[b][usable[b]])
 
     def finish_pass(self, categories: int) -> None:
         """Keep the errors of the pass; a category that was not in it keeps those it had. A collective call."""

@@ -50,11 +50,6 @@ class TemplateOffsets(nn.Module):
         self.register_buffer("here", torch.zeros(()), persistent=False)  # knows the device while the others are empty
         self.register_load_state_dict_pre_hook(make_room_first)
 
-    @property
-    def empty(self) -> bool:
-        """Whether no training clouds are kept yet."""
-        return self.rows is None
-
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Buffers of the size that they have in `state`."""
         resize_buffers(self, state, self.here.device)

@@ -21,7 +21,7 @@ from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import RegistrationSettings, Template, apply_pose
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
-from anomaly3d.models.components.sized_buffers import part_of
+from anomaly3d.models.components.sized_buffers import make_room_first, part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
 from anomaly3d.types import PointCloudBatch
 
@@ -57,10 +57,12 @@ class Placement(nn.Module):
         super().__init__()
         self.templates = TemplateMemory(hypotheses)
         self.offsets = offsets
+        self.measures = offsets is not None
         self.completion = completion
         self.protocol = completion.protocol
         self._seen: dict[str, Seen] = {}
         self._poses = FrozenCache[tuple[Tensor]](0.01, self.templates)
+        self.register_load_state_dict_pre_hook(make_room_first)
 
     @property
     def ready(self) -> bool:
@@ -75,14 +77,14 @@ class Placement(nn.Module):
         """
         self.templates.make_room(part_of(state, "templates."))
         of_offsets = part_of(state, "offsets.")
-        if of_offsets and self.offsets is None:  # trained to measure them, and now none count
-            self.offsets = TemplateOffsets().to(self.templates.here.device)
+        if not self.measures:  # but the state may be of one that does
+            self.offsets = TemplateOffsets().to(self.templates.here.device) if of_offsets else None
+        elif not of_offsets and part_of(state, "templates."):
+            raise InputError(
+                "offset_share: the checkpoint has no training clouds to measure distances from; train with one above "
+                "0, or set it to 0"
+            )
         if self.offsets is not None:
-            if not of_offsets and part_of(state, "templates."):
-                raise InputError(
-                    "offset_share: the checkpoint has no training clouds to measure distances from; train with one "
-                    "above 0, or set it to 0"
-                )
             self.offsets.make_room(of_offsets)
 
     def observe(self, batch: PointCloudBatch) -> None:

@@ -341,9 +341,9 @@ class Mamba3dAD(PlacingDetector):
         return super().fixed_settings() | self._fixed
 
     def scoring_settings(self) -> dict[str, Any]:
-        """The order, and how patches are smoothed."""
+        """And the number of patches, their order, and how they are smoothed."""
         ours = {name: getattr(self, name) for name in ("deployment", "smooth_sigma", "median_voxels")}
-        return super().scoring_settings() | ours
+        return super().scoring_settings() | ours | {"num_groups": self.sampler.num_groups}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """BCE on corrupted slots plus the two order losses; `gamma` is the noise's factor, for the log.

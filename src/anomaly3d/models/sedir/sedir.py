@@ -212,9 +212,9 @@ class SeDiR(PlacingDetector):
         check_range(1e-6, inf, temperature=temperature, geometry_radius=geometry_radius, voxel_size=voxel_size)
         check_range(0, 1, dropout=dropout, jitter_probability=jitter_probability)
         check_range(0, 1 - 1e-6, geometry_masked=geometry_masked)
-        check_range(0, inf, contrastive_weight=contrastive_weight, class_weight=class_weight)
-        check_range(0, inf, cosine_weight=cosine_weight, jitter_scale=jitter_scale)
-        check_range(-inf, inf, geometry_beta=geometry_beta)
+        check_range(0, 1e6, contrastive_weight=contrastive_weight, class_weight=class_weight)
+        check_range(0, 1e6, cosine_weight=cosine_weight, jitter_scale=jitter_scale)
+        check_range(-1e6, 1e6, geometry_beta=geometry_beta)
         check_range(0, 1e6, frozen_cache_gb=frozen_cache_gb)
         check_range(1, inf, relative_neighbours=relative_neighbours)
         check_choice(get_args(GlobalFeature), global_token=global_token)
@@ -244,12 +244,12 @@ class SeDiR(PlacingDetector):
             )
         if relative and not register:
             raise InputError("relative: errors are compared by place on a template; set register to true")
+        offsets = make_offsets(offset_share, offset_edge, offset_neighbours)
         if offset_share and not (relative and self.scoring.normalise == "none"):
             raise InputError(
                 "offset_share: both parts of a score need one unit; set register and relative to true, and normalise "
                 "to none"
             )
-        offsets = make_offsets(offset_share, offset_edge, offset_neighbours)
         self.placement = make_placement(register, complete, protocol, hypotheses, resolution, complete_gap, offsets)
         self.offset_share = offset_share
         self.relative = relative
@@ -284,14 +284,16 @@ class SeDiR(PlacingDetector):
         self.contrast.configure(len(categories))
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What the tokens are that the weights have learned from."""
+        """What the tokens and the geometry are that the weights have learned from."""
         patches = {"neighbourhoods": list(self.neighbourhoods), "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
+        tokens |= {"geometry_radius": self.geometry_radius, "geometry_source": self.geometry_source}
         return super().fixed_settings() | patches | tokens
 
     def scoring_settings(self) -> dict[str, Any]:
-        """And whether errors are relative."""
-        return super().scoring_settings() | {"relative": self.relative}
+        """And the number of patches, and what errors are relative to."""
+        neighbours = self.expected.neighbours if self.relative and self.expected is not None else None
+        return super().scoring_settings() | {"num_groups": self.patches.num_groups, "relative_neighbours": neighbours}
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass, and after each later one the errors that it had."""
