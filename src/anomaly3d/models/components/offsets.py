@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.components.memory import nearest, pack, unpack
+from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.sized_buffers import make_room_first, resize_buffers
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.ops.voxel import voxel_filter
@@ -45,6 +46,7 @@ class TemplateOffsets(nn.Module):
         check_range(1, inf, offset_neighbours=neighbours)
         self.edge = edge
         self.neighbours = neighbours
+        self.average = PointScoring(neighbours)
         self.register_buffer("rows", None)
         self.register_buffer("offsets", None)
         self.register_buffer("here", torch.zeros(()), persistent=False)  # knows the device while the others are empty
@@ -73,7 +75,7 @@ class TemplateOffsets(nn.Module):
         rows = unpack(self.rows, self.offsets)[category]
         seen = self.thinned(cloud, radius)
         distance, index = nearest(seen, rows[:, :3].contiguous(), min(self.neighbours, len(rows)))
-        return interpolate(self._averaged(distance[:, 0], seen) / rows[index, 3].mean(1), seen, cloud)
+        return interpolate(self.average.points(distance[:, 0], seen, seen) / rows[index, 3].mean(1), seen, cloud)
 
     def _rows(self, clouds: Sequence[Float[Tensor, "n 3"]], radius: float) -> Float[Tensor, "N 4"]:
         count, rows = len(clouds), []
@@ -83,13 +85,9 @@ class TemplateOffsets(nn.Module):
             else:
                 others = torch.cat([other for j, other in enumerate(clouds) if j != i])
                 distance = nearest(cloud, others)[0][:, 0] * ((count - 1) / count) ** 0.5
-            expected = self._averaged(distance, cloud).clamp(min=_FLOOR * self.edge * radius)
+            expected = self.average.points(distance, cloud, cloud).clamp(min=_FLOOR * self.edge * radius)
             rows.append(torch.cat([cloud, expected[:, None]], 1))
         return torch.cat(rows)
-
-    def _averaged(self, values: Float[Tensor, " N"], at: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-        """Mean over the nearest points, itself included."""
-        return values[nearest(at, at, min(self.neighbours, len(at)))[1]].mean(1)
 
 
 def make_offsets(share: float, edge: float, neighbours: int) -> TemplateOffsets | None:
