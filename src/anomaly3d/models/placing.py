@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from anomaly3d.models.backbones.point_mae import PointMAE
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.placement import PlacedClouds, Placement
 from anomaly3d.models.components.sized_buffers import part_of
@@ -17,9 +18,10 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
 class PlacingDetector(Detector):
-    """Base of detectors with a `placement`; with None clouds stay as they are."""
+    """Base of detectors with a `backbone` and a `placement`; with None clouds stay as they are."""
 
     placement: Placement | None
+    backbone: PointMAE
     offset_share: float = 0.0
 
     @property
@@ -63,6 +65,12 @@ class PlacingDetector(Detector):
         """For the templates."""
         if self.placement is not None:
             self.placement.make_room(part_of(state, "placement."))
+
+    def _placed_by(self) -> list[nn.Module]:
+        return [] if self.placement is None else [self.placement]
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [self.backbone, *self._placed_by()]
 
     def place_known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
         """A training cloud on its category's template."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ def test_once_per_content_within_the_limit() -> None:
         assert torch.equal(cache(cloud, lambda: double(cloud))[0], 2 * cloud)
 
     cloud, other = torch.randn(100, 3), torch.randn(100, 3)
-    room_for_one = FrozenCache[tuple[Tensor]](1.5 * cloud.nbytes / 2**30)
+    room_for_one = FrozenCache[tuple[Tensor]](1.5 * cloud.nbytes / 2**30, list)
     ask(room_for_one, cloud)
     ask(room_for_one, cloud.clone())  # the same content
     assert len(calls) == 1
@@ -33,7 +35,7 @@ def test_once_per_content_within_the_limit() -> None:
     assert len(calls) == 3
 
     calls.clear()
-    none = FrozenCache[tuple[Tensor]](0)
+    none = FrozenCache[tuple[Tensor]](0, list)
     ask(none, other)
     ask(none, other)
     assert len(calls) == 2
@@ -41,7 +43,7 @@ def test_once_per_content_within_the_limit() -> None:
 
 def test_other_weights_precision_or_variant_never_meet_a_stale_result() -> None:
     layer = nn.Linear(3, 4)
-    cache, cloud = FrozenCache[tuple[Tensor]](1.0, layer), torch.randn(10, 3)
+    cache, cloud = FrozenCache[tuple[Tensor]](1.0, lambda: [layer]), torch.randn(10, 3)
     asked: list[int] = []
 
     @torch.no_grad()
@@ -62,7 +64,9 @@ def test_other_weights_precision_or_variant_never_meet_a_stale_result() -> None:
     torch.testing.assert_close(ask(), layer(cloud).detach())
     layer.weight = nn.Parameter(torch.zeros(4, 3))
     torch.testing.assert_close(ask(), layer.bias.detach().expand(10, 4))
-    assert len(asked) == 5
+    layer = nn.Linear(3, 4)  # another module altogether
+    torch.testing.assert_close(ask(), layer(cloud).detach())
+    assert len(asked) == 6
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -73,7 +77,7 @@ def test_dropped_results_make_room(replaced: bool) -> None:
         calls.append(0)
         return (torch.zeros(10, 3),)
 
-    cache = FrozenCache[tuple[Tensor]](150 / 2**30, layer)  # one result
+    cache = FrozenCache[tuple[Tensor]](150 / 2**30, lambda: [layer])  # one result
     clouds = torch.randn(2, 10, 3)
     cache(clouds[0], compute)
     if replaced:
@@ -81,3 +85,28 @@ def test_dropped_results_make_room(replaced: bool) -> None:
     for _ in range(3):
         cache(clouds[1], compute)
     assert len(calls) == (2 if replaced else 4)
+
+
+def test_a_copied_detector_asks_for_its_own_modules() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+            self.cache = FrozenCache[tuple[Tensor]](1.0, self.frozen)
+
+        def frozen(self) -> list[nn.Module]:
+            return [self.layer]
+
+        @torch.no_grad()
+        def tokens(self, cloud: Tensor) -> Tensor:
+            return self.cache(cloud, lambda: (self.layer(cloud),))[0]
+
+    first, cloud = Detector(), torch.randn(10, 3)
+    before = first.tokens(cloud)
+    second = deepcopy(first)
+    second.layer = nn.Linear(3, 4)
+    torch.testing.assert_close(second.tokens(cloud), second.layer(cloud).detach())
+    assert first.tokens(cloud) is before
+    with torch.no_grad():
+        first.layer.weight.zero_()
+    torch.testing.assert_close(first.tokens(cloud), first.layer(cloud).detach())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
-from itertools import chain
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +12,45 @@ from torch import Tensor, nn
 Tensors = TypeVar("Tensors", bound=Sequence[Tensor])
 
 
+class _Written(NamedTuple):
+    """A tensor as it was: held, so that no other can come to lie at its address."""
+
+    tensor: Tensor
+    address: int
+    version: int
+
+    @classmethod
+    def now(cls, tensor: Tensor) -> _Written:
+        return cls(tensor, tensor.data_ptr(), tensor._version)
+
+    def same(self, other: _Written) -> bool:
+        return self.tensor is other.tensor and self[1:] == other[1:]
+
+
 class FrozenCache(Generic[Tensors]):
     """Tuples of tensors that a frozen computation made of a cloud.
 
     The key is the cloud's own bytes, so that a changed cloud can't meet a stale result, the variant, where there are
     several results of a cloud, its device and the precision of autocast. All results are dropped when a weight or
-    buffer of the frozen modules has been written to or replaced (but by way of `.data`, which torch does not count).
-    What no longer fits within the limit is computed anew each time. Not part of a checkpoint.
+    buffer of the frozen modules has been written to or replaced (but by way of `.data`, which torch does not count),
+    or one of these modules. What no longer fits within the limit is computed anew each time. Not part of a checkpoint.
 
     Args:
         limit_gb: memory for the results.
-        frozen: the modules that the results depend on.
+        frozen: the modules that the results depend on, asked for at each call; a bound method, not a lambda, goes with
+            its detector when that is copied.
     """
 
-    def __init__(self, limit_gb: float, *frozen: nn.Module) -> None:
+    def __init__(self, limit_gb: float, frozen: Callable[[], Iterable[nn.Module]]) -> None:
         self._limit = self._free = int(limit_gb * 2**30)
         self._frozen = frozen
-        self._state: Hashable = None
+        self._state: list[_Written] = []
         self._kept: dict[Hashable, Tensors] = {}
 
     def __call__(self, cloud: Tensor, compute: Callable[[], Tensors], variant: Hashable = None) -> Tensors:
         """The result for `cloud`, from `compute` the first time."""
-        tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in self._frozen)
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if state != self._state:
+        state = [_Written.now(t) for module in self._frozen() for t in (*module.parameters(), *module.buffers())]
+        if len(state) != len(self._state) or not all(map(_Written.same, state, self._state)):
             self._state, self._free = state, self._limit
             self._kept.clear()
         content = hashlib.blake2b(cloud.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()

@@ -61,7 +61,7 @@ class Placement(nn.Module):
         self.completion = completion
         self.protocol = completion.protocol
         self._seen: dict[str, Seen] = {}
-        self._poses = FrozenCache[tuple[Tensor]](0.01, self.templates)
+        self._poses = FrozenCache[tuple[Tensor]](0.01, self._posed_by)
         self.register_load_state_dict_pre_hook(make_room_first)
 
     @property
@@ -179,6 +179,9 @@ class Placement(nn.Module):
             logits.append(found.logits)
         names = batch.sample_id
         return PlacedClouds(_pack(clouds, names), _pack(seen, names), frames, torch.stack(logits))
+
+    def _posed_by(self) -> list[nn.Module]:
+        return [self.templates]
 
     def _kept_pose(self, cloud: Tensor, name: str, category: int) -> Tensor:
         template = self.templates.placing().templates[category]

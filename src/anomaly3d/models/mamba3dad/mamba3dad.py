@@ -329,9 +329,8 @@ class Mamba3dAD(PlacingDetector):
             "bidirectional": bidirectional,
             "heads": heads,
         }
-        placing = [self.placement] if self.placement else []
-        self.frames = FrozenCache[tuple[Tensor, Tensor, Tensor]](frozen_cache_gb, *placing)
-        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self.backbone, *placing)
+        self.frames = FrozenCache[tuple[Tensor, Tensor, Tensor]](frozen_cache_gb, self._placed_by)
+        self.frozen_views = FrozenCache[TrainingView](frozen_cache_gb, self._frozen_parts)
         self.views = views
         # Saved with the checkpoint: a resumed run sees the same copies.
         self.register_buffer("views_seed", torch.randint(2**31, ()))
@@ -406,7 +405,15 @@ class Mamba3dAD(PlacingDetector):
         return self.frozen_views(
             cloud,
             partial(self._numbered, cloud, name, category, number),
-            (name, category, number, int(self.views_seed)),
+            (
+                name,
+                category,
+                number,
+                int(self.views_seed),
+                self.blocks,
+                self.sampler.num_groups,
+                self.sampler.group_size,
+            ),
         )
 
     def _numbered(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None, number: int) -> TrainingView:

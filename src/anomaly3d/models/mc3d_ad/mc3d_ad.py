@@ -177,9 +177,7 @@ class MC3DAD(PlacingDetector):
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         token_width = self.backbone.width * len(self.backbone_blocks)
         self.standardiser = TokenStandardiser(token_width)
-        self.frozen_views = FrozenCache[FrozenView](
-            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
-        )
+        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb, self._frozen_parts)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
         self.encoder = LocalEncoder(token_width, width, encoder_depth, heads, hidden, dropout)
@@ -207,7 +205,8 @@ class MC3DAD(PlacingDetector):
 
     def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         make = partial(self._frozen, cloud, name, category)
-        return self.frozen_views(cloud, make, category)
+        cut = (self.patches.num_groups, self.patches.group_size, self.patches.voxel_size)
+        return self.frozen_views(cloud, make, (category, self.backbone_blocks, self.geometry_radius, cut))
 
     def _frozen(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         return self.view(self._patches(self.place_known(cloud, name, category)))

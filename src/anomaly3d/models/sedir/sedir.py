@@ -255,9 +255,7 @@ class SeDiR(PlacingDetector):
         self.relative = relative
         # Where clouds are placed: a patch's place means the same in all of them.
         self.expected = None if self.placement is None else ExpectedErrors(relative_neighbours)
-        self.frozen_views = FrozenCache[FrozenView](
-            frozen_cache_gb, self.backbone, *([self.placement] if self.placement else [])
-        )
+        self.frozen_views = FrozenCache[FrozenView](frozen_cache_gb, self._frozen_parts)
         self.jitter = FeatureJitter(jitter_scale, jitter_probability)
         self.position = position_embedding(width)
         context = global_token in ("cfgt", "act")
@@ -328,7 +326,7 @@ class SeDiR(PlacingDetector):
     def _view_of(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
         make = partial(self._frozen, cloud, name, category)
         settings = (self.neighbourhoods, self.backbone_blocks, self.geometry_radius, self.geometry_source)
-        cut = (id(self.backbone), self.patches.num_groups, self.patches.voxel_size)
+        cut = (self.patches.num_groups, self.patches.voxel_size)
         return self.frozen_views(cloud, make, (category if self.placement else None, settings, cut))
 
     def _frozen(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> FrozenView:
