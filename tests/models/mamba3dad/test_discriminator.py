@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
@@ -14,8 +15,9 @@ def linear(layer: torch.nn.Linear, x: np.ndarray) -> np.ndarray:
     return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
 
 
-def test_equals_loops_over_slots_and_heads() -> None:
-    model = Discriminator(16, heads=4, position_width=8).double().eval()
+@pytest.mark.parametrize("head_norm", [True, False])
+def test_equals_loops_over_slots_and_heads(head_norm: bool) -> None:
+    model = Discriminator(16, heads=4, position_width=8, head_norm=head_norm).double().eval()
     torch.nn.init.normal_(model.attention.in_proj_bias)
     q, p = torch.randn(2, 9, 16).double(), torch.randn(2, 9, 3).double()
     out = model(q, p).detach().numpy()
@@ -32,7 +34,8 @@ def test_equals_loops_over_slots_and_heads() -> None:
                 weights = np.exp(logits - logits.max())
                 attended[s, part] = weights @ value[:, part] / weights.sum()
         x = x + linear(model.attention.out_proj, attended)
-        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        if head_norm:
+            x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
         expected = linear(model.head[3], gelu(linear(model.head[1], x)))[:, 0]  # pyright: ignore[reportArgumentType]
         np.testing.assert_allclose(out[b], expected, atol=1e-9)
 

@@ -325,11 +325,25 @@ def test_only_strict_ignores_the_order_of_the_file(protocol: str) -> None:
         ({"gamma": 0.0}, "gamma=0.0"),
         ({"gamma_range": (3.0, 2.0)}, "gamma_range"),
         ({"gamma_range": (-1.0, 2.0)}, "gamma_range"),
+        ({"defect_count": -1}, "defect_count=-1"),
+        ({"defect_radius": (0.3, 0.2)}, "defect_radius"),
+        ({"defect_height": (0.0, 0.2)}, "defect_height"),
+        ({"defect_elongation": 0.5}, "defect_elongation=0.5"),
+        ({"defect_holes": 1.5}, "defect_holes=1.5"),
     ],
 )
 def test_noise_that_teaches_nothing_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         detector(**settings)
+
+
+def test_settings_of_the_points_defects_and_of_the_head_reach_them() -> None:
+    sizes: dict[str, Any] = {"radius": (0.2, 0.2), "height": (0.5, 0.5), "elongation": 2.0, "holes": 0.0, "count": 3}
+    model = detector(corruption="points", head_norm=False, **{f"defect_{name}": size for name, size in sizes.items()})
+    assert {name: getattr(model.point_defects, name) for name in sizes} == sizes
+    wide = detector(head_norm=True)
+    norm = {name for name in wide.state_dict() if name not in model.state_dict()}
+    assert norm == {"discriminator.head.0.weight", "discriminator.head.0.bias"}
 
 
 @pytest.mark.parametrize(("transition", "state_norm"), [("dense", "readout"), ("rotation", "recurrent")])

@@ -12,17 +12,18 @@ from anomaly3d.errors import check_heads
 class Discriminator(nn.Module):
     """Slot coordinate embedded and added, one pre-norm self-attention over the slots, a two-layer head.
 
-    The head normalises its input first [ours]: noise lengthens a LayerNormed feature, which no clean feature of a test
-    cloud ever shows, so a head that sees lengths learns to tell the noise and nothing else.
-
     Args:
         width: channels of a slot (D).
         heads: attention heads. [paper]
         dropout: on the attention weights, and on the attention's output. [paper]
         position_width: hidden channels of the coordinate's MLP. [inferred]
+        head_norm: the head normalises its input first [ours]: noise lengthens a LayerNormed feature, which no clean
+            feature of a test cloud ever shows, so a head that sees lengths learns to tell the noise and nothing else.
     """
 
-    def __init__(self, width: int, heads: int = 8, dropout: float = 0.1, position_width: int = 128) -> None:
+    def __init__(
+        self, width: int, heads: int = 8, dropout: float = 0.1, position_width: int = 128, head_norm: bool = True
+    ) -> None:
         super().__init__()
         check_heads(width, heads)
         self.position = nn.Sequential(nn.Linear(3, position_width), nn.GELU(), nn.Linear(position_width, width))
@@ -30,7 +31,10 @@ class Discriminator(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1)
+            nn.LayerNorm(width) if head_norm else nn.Identity(),
+            nn.Linear(width, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, 1),
         )
 
     def forward(self, features: Float[Tensor, "B S D"], coordinates: Float[Tensor, "B S 3"]) -> Float[Tensor, "B S"]:

@@ -148,9 +148,17 @@ class Mamba3dAD(PlacingDetector):
         gamma: initial factor of the corruption, before the clamp. [paper]
         gamma_range: least and greatest factor; from 0 up, the paper's initial noise is too small to be learned from.
             [inferred]
+        defect_count: most defects in a cloud, where `corruption` puts them into points; this and the next four are
+            settings of `point_defects.PointDefects`. [ours]
+        defect_radius: least and greatest radius of one. [ours]
+        defect_height: least and greatest displacement, in radii of the defect. [ours]
+        defect_elongation: greatest ratio of its axes. [ours]
+        defect_holes: share of holes among them. [ours]
         heads: attention heads of the discriminator. [paper]
         dropout: in the discriminator. [paper]
         position_width: hidden channels of the MLP that embeds a slot's coordinate there. [inferred]
+        head_norm: normalise what the discriminator's head sees, so that it cannot go by the length that noise adds.
+            [ours; false: the paper's head]
         entropy_weight: of L_ent. [paper]
         locality_weight: of L_loc. [paper]
         locality_sigma: sigma_p. [paper]
@@ -222,9 +230,15 @@ class Mamba3dAD(PlacingDetector):
         noise_sigma: float = 0.05,
         gamma: float = 0.05,
         gamma_range: tuple[float, float] = (10.0, 20.0),
+        defect_count: int = 12,
+        defect_radius: tuple[float, float] = (0.08, 0.3),
+        defect_height: tuple[float, float] = (0.15, 0.6),
+        defect_elongation: float = 4.0,
+        defect_holes: float = 0.2,
         heads: int = 8,
         dropout: float = 0.1,
         position_width: int = 128,
+        head_norm: bool = True,
         entropy_weight: float = 0.01,
         locality_weight: float = 0.1,
         locality_sigma: float = 0.05,
@@ -299,11 +313,11 @@ class Mamba3dAD(PlacingDetector):
         self.corruption: Corruption = corruption
         self.label_mode = label_mode
         self.token_noise = TokenNoise(noise_probability, token_noise)
-        self.point_defects = PointDefects()
+        self.point_defects = PointDefects(defect_count, defect_radius, defect_height, defect_elongation, defect_holes)
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
         # Distributed training refuses a trained parameter that no loss reaches.
         self.generator.requires_grad_(corruption in ("features", "both"))
-        self.discriminator = Discriminator(width, heads, dropout, position_width)
+        self.discriminator = Discriminator(width, heads, dropout, position_width, head_norm)
         self.positive_weight = (1 - noise_probability) / noise_probability
         self.entropy_weight = entropy_weight
         self.locality_weight = locality_weight

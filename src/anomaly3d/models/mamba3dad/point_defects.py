@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import torch
 from einops import einsum, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from anomaly3d.errors import InputError, check_range
 
 
 class DefectiveCloud(NamedTuple):
@@ -32,6 +35,9 @@ class PointDefects(nn.Module):
         height: least and greatest displacement, in radii of the spot.
         elongation: greatest ratio of a spot's axes.
         holes: share of the spots that are holes.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     def __init__(
@@ -43,6 +49,12 @@ class PointDefects(nn.Module):
         holes: float = 0.2,
     ) -> None:
         super().__init__()
+        check_range(0, inf, defect_count=count)
+        check_range(1, inf, defect_elongation=elongation)
+        check_range(0, 1, defect_holes=holes)
+        for name, (least, greatest) in {"defect_radius": radius, "defect_height": height}.items():
+            if not 0 < least <= greatest < inf:
+                raise InputError(f"{name}: {[least, greatest]}; the least and the greatest, above 0")
         self.count = count
         self.radius = radius
         self.height = height
