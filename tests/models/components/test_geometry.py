@@ -6,7 +6,7 @@ import torch
 from scipy.stats import special_ortho_group
 from torch import Tensor
 
-from anomaly3d.models.components.geometry import geometry_descriptor
+from anomaly3d.models.components.geometry import geometric_variation, geometry_descriptor
 
 
 def surface(seed: int = 0, n: int = 60) -> Tensor:
@@ -69,6 +69,14 @@ def test_rigid_motion_and_scale_change_nothing(seed):
     torch.testing.assert_close(
         geometry_descriptor(moved[None], 3.0), geometry_descriptor(centres[None], 3.0), atol=2e-3, rtol=0
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_plate_that_stands_obliquely_is_as_flat_as_one_that_lies(seed):
+    plate = torch.rand(200, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([2.0, 1.0, 0.0])
+    rotation = torch.from_numpy(special_ortho_group.rvs(3, random_state=seed)).float()
+    for cloud in (plate, plate @ rotation.T, plate @ rotation.T + 0.1):
+        assert geometric_variation(cloud[None], 3.0)[..., 0].max() < 1e-3
 
 
 def test_order_of_centres_is_carried_along():

@@ -16,6 +16,7 @@ GeometrySource = Literal["centres", "cloud"]
 
 _FLAT = 1e-12  # total variance, in units of the cloud's radius squared, below which points are one and the same
 _ISOTROPIC = 1e-6  # gap of the two smallest eigenvalues, over their sum, below which a normal is not defined
+_SIDEWAYS = 1e-5  # normal's part towards the centroid, in units of the largest distance from it, that may be rounding
 _CENTRES_AT_ONCE = 64
 
 
@@ -30,7 +31,8 @@ def geometric_variation(
     Neighbours of a centre are the points within `radius_factor` times the mean distance between a centre and the
     nearest other one. Their covariance gives the normal (eigenvector of the smallest eigenvalue, turned away from the
     centroid) and the curvature l0 / (l0 + l1 + l2); the variations are the mean angle (radians) to the normals, and
-    the mean absolute difference to the curvatures, of the neighbouring centres.
+    the mean absolute difference to the curvatures, of the neighbouring centres. A normal at a right angle to the
+    direction of the centroid, as all are on a plate, has no outward side: the angles to it are of undirected lines.
 
     Args:
         centres: in the model's frame (unit radius).
@@ -73,7 +75,11 @@ def _vary(
     radius = radius_factor * spacing
     normals, curvature, defined = _surface(centres, centres if cloud is None else cloud, radius)
     near = (distance <= radius) & ~itself
-    angle = (normals @ normals.T).clamp(-1, 1).arccos()
+    outward = (normals * (centres - centres.mean(0))).sum(-1)
+    normals = torch.where(outward[:, None] < 0, -normals, normals)
+    sideways = outward.abs() <= _SIDEWAYS * (centres - centres.mean(0)).norm(dim=1).amax()
+    cosine = (normals @ normals.T).clamp(-1, 1)
+    angle = torch.where(sideways | sideways[:, None], cosine.abs(), cosine).arccos()
     bend = (curvature[:, None] - curvature).abs()
     return torch.stack([_masked_mean(angle, near & defined & defined[:, None]), _masked_mean(bend, near)], dim=-1)
 
@@ -81,16 +87,14 @@ def _vary(
 def _surface(
     centres: Float[Tensor, "G 3"], points: Float[Tensor, "N 3"], radius: Float[Tensor, ""]
 ) -> tuple[Float[Tensor, "G 3"], Float[Tensor, " G"], Bool[Tensor, " G"]]:
-    """Outward normals, curvatures, and whether the normal is defined."""
+    """Normals, to either side, curvatures, and whether the normal is defined."""
     covariance = torch.cat([_covariance(part, points, radius) for part in centres.split(_CENTRES_AT_ONCE)])
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     eigenvalues = eigenvalues.clamp(min=0)
     total = eigenvalues.sum(-1)
     curvature = torch.where(total > _FLAT, eigenvalues[:, 0] / total.clamp(min=_FLAT), 0.0)
     defined = (total > _FLAT) & (eigenvalues[:, 1] - eigenvalues[:, 0] > _ISOTROPIC * total)
-    normals = eigenvectors[:, :, 0]
-    inward = (normals * (centres - centres.mean(0))).sum(-1, keepdim=True) < 0
-    return torch.where(inward, -normals, normals), curvature, defined
+    return eigenvectors[:, :, 0], curvature, defined
 
 
 def _covariance(
