@@ -428,3 +428,10 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     main(["test", *common, *paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
     assert "Category accuracy" not in markdown(2)
     pd.testing.assert_series_equal(table(2).loc[1, METRICS], table(3).loc[0, METRICS], check_names=False)
+
+
+def test_no_checkpoint_within_an_epoch(conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fit(conf, parts, "--checkpoint.every_n_train_steps=1")
+    assert "checkpoint.every_n_train_steps: a checkpoint within an epoch lacks" in capsys.readouterr().err
+    assert not Path("runs").exists()

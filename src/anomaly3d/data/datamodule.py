@@ -39,7 +39,7 @@ class PointCloudDataModule(LightningDataModule):
     Args:
         root: folder of the data set.
         categories: "all", or the names of those to use.
-        batch_size: clouds per training batch.
+        batch_size: clouds per training batch [paper: SeDiR 1; Mamba3dAD 2 per GPU].
         eval_batch_size: clouds per batch everywhere else.
         num_workers: processes that read clouds; 0 reads in the main one.
         strict_io: refuse clouds with non-finite points instead of dropping those points with a warning. Scores are

@@ -82,6 +82,14 @@ class AnomalyCLI(LightningCLI):
                 "(<log folder>/checkpoints/last.ckpt), and without it the weights were those of no training"
             )
         check_loggers(config["trainer"])
+        saved = config.get("checkpoint") or {}
+        for setting in ("every_n_train_steps", "train_time_interval"):
+            if verb == "fit" and saved.get(setting) is not None:
+                raise InputError(
+                    f"checkpoint.{setting}: a checkpoint within an epoch lacks what the detector gathers over it "
+                    "(templates, memory banks, expected errors), and nothing goes on from it as it was; leave it out: "
+                    "there is one after every epoch"
+                )
 
     def after_validate(self) -> None:
         """There is a result."""

@@ -42,7 +42,7 @@ class AnomalyModule(L.LightningModule):
         detector: the model; frozen parameters are left out of the optimizer.
         lr: peak learning rate [paper, both: 1e-4].
         weight_decay: of AdamW, on every trained parameter [Mamba3dAD: 1e-2; SeDiR: inferred 1e-4].
-        betas: of AdamW [Mamba3dAD].
+        betas: of AdamW [Mamba3dAD; SeDiR: inferred, torch's defaults].
         warmup_epochs: length of the warm-up [Mamba3dAD: 2; SeDiR: none].
         warmup_lr: learning rate at which the warm-up starts [Mamba3dAD].
         exact_metrics: keep every point of a test and sort, instead of counting into histograms of fixed size whose

@@ -239,3 +239,11 @@ def test_training_finds_a_dent_that_the_untrained_model_does_not():
     train(detector, lambda: detector.loss_of(view)["loss"])
     trained = dents.p_auroc(detector)
     assert trained > max(0.8, untrained + 0.1), (untrained, trained)
+
+
+def test_a_checkpoint_fixes_heads_and_masks_and_thresholds_the_way_of_scoring() -> None:
+    one, other = (make_detector(heads=heads, mask_ratio=ratio) for heads, ratio in ((2, 0.4), (4, 0.25)))
+    fixed, others = one.fixed_settings(), other.fixed_settings()
+    assert {name for name in fixed if fixed[name] != others[name]} == {"heads", "mask_ratio"}
+    changed = make_detector(test_masks="none", row_window=3, protocol="paper").scoring_settings()
+    assert {"test_masks", "row_window", "protocol"} <= {k for k, v in one.scoring_settings().items() if changed[k] != v}

@@ -414,3 +414,28 @@ def test_cached_frozen_tokens_give_the_same_losses_bit_for_bit() -> None:
             losses.append(terms["loss"].item())
         assert encoded == (3 if cache_gb else 2 * 6)
     assert losses[:6] == losses[6:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "one", "other"),
+    [
+        ("heads", 2, 4),
+        ("global_token", "mean", "max"),
+        ("geometry", "masking", "none"),
+        ("decoder", "ggd", "plain"),
+        ("geometry_masked", 0.4, 0.7),
+    ],
+)
+def test_a_checkpoint_fixes_what_no_shape_of_a_layer_shows(setting: str, one: Any, other: Any) -> None:
+    rest: dict[str, Any] = {"geometry": "masking"} if setting == "geometry_masked" else {}
+    models = [make_detector(**{**rest, setting: value}) for value in (one, other)]
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
+    if setting != "decoder":
+        assert shapes[0] == shapes[1]  # it would load
+    fixed, others = (model.fixed_settings() for model in models)
+    assert [name for name in fixed if fixed[name] != others.get(name, fixed[name])] == [setting]
+
+
+def test_thresholds_belong_to_an_order_of_the_points() -> None:
+    one, other = (make_detector(protocol=protocol).scoring_settings() for protocol in ("strict", "paper"))
+    assert one["protocol"] != other["protocol"]

@@ -165,6 +165,7 @@ class MC3DAD(PlacingDetector):
         average_along_rows(torch.zeros(1), self.row_window)  # refuses an even one
         self.protocol = protocol
         self.mask_ratio = mask_ratio
+        self.heads = heads
         self.test_masks: TestMasks = test_masks or ("both" if strict else "drawn")
         self.geometry_radius = geometry_radius
         self.backbone_blocks = tuple(backbone_blocks)
@@ -191,7 +192,13 @@ class MC3DAD(PlacingDetector):
         """What the tokens are that the weights have learned from."""
         patches = {"group_size": self.patches.group_size, "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
-        return super().fixed_settings() | patches | tokens
+        masks = {"mask_ratio": self.mask_ratio, "geometry_radius": self.geometry_radius, "heads": self.heads}
+        return super().fixed_settings() | patches | tokens | masks
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """And the number of patches, the order that they depend on, the masks, and rows that are averaged."""
+        ours = {name: getattr(self, name) for name in ("protocol", "test_masks", "row_window")}
+        return super().scoring_settings() | ours | {"num_groups": self.patches.num_groups}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """`loss` = `reconstruction`, the mean square difference of tokens; zero while templates are looked for.

@@ -74,8 +74,10 @@ class SeDiR(PlacingDetector):
 
     Each of the three neighbourhoods goes through the whole backbone, transformer included [inferred], norms of the
     transformers come after the sums [inferred], and the reconstruction loss is a mean over tokens and channels
-    [inferred]: these have no key. Grades of the defaults: [paper] written or drawn there, [second-hand] public readings
-    agree, [inferred] from the code base it edits, arithmetic or convention, [ours].
+    [inferred]; queries are z plus the position, the first of them the decoder's first state [inferred, as in MC3D-AD],
+    and z is as wide as the tokens [inferred]: these have no key. Grades of the defaults: [paper] written or drawn
+    there, [second-hand] public readings agree, [inferred] from the code base it edits, arithmetic or convention,
+    [ours].
 
     Args:
         num_groups: patches per cloud, g [paper].
@@ -89,8 +91,9 @@ class SeDiR(PlacingDetector):
         heads: attention heads [paper].
         hidden: channels inside the feed-forward blocks [inferred].
         dropout: dropout rate of both transformers, attention weights excepted [inferred].
-        global_token: the global feature that becomes z: `cfgt` [paper], `act`, `mean` or `max` (`cfgt.global_feature`),
-            or `none`: the decoder is queried by position alone, as in MC3D-AD, and there is nothing to contrast.
+        global_token: the global feature that becomes z: `cfgt`, `act`, `mean` or `max` [paper: Table 7]
+            (`cfgt.global_feature`), or `none` [inferred: Table 4 without CFGT]: the decoder is queried by position
+            alone, as in MC3D-AD, and there is nothing to contrast.
         jitter_scale: strength of the noise on the tokens in training [paper].
         jitter_probability: chance of a cloud to get it, for each resolution by itself [paper].
         buffer_size: past global tokens to contrast with, L [paper].
@@ -101,9 +104,9 @@ class SeDiR(PlacingDetector):
         cosine_weight: weight of the consistency of the resolutions [second-hand].
         class_weight: weight of the classification loss [second-hand]; with 0 no category is predicted.
         decoder: `ggd` [paper], or `plain`, whose feed-forward blocks see the second attention alone, as in MC3D-AD;
-            with `geometry` none it is the model without its geometry-guided decoder (Table 4).
-        geometry: how the decoder's attention meets geometry: `bias` [paper], `masking`, `gating` or `none`
-            (`guidance.GeometryGuidance`).
+            with `geometry` none it is the model without its geometry-guided decoder (Table 4) [inferred].
+        geometry: how the decoder's attention meets geometry: `bias` [paper], `masking` or `gating` [paper: Table 6;
+            their equations ours], or `none` (`guidance.GeometryGuidance`).
         geometry_radius: neighbourhood of the geometry bias in mean nearest-neighbour distances of the centres
             [inferred]; lower it with few centres, where 7 would span the whole object.
         geometry_source: normals and curvatures from the `centres` [inferred] or from the whole `cloud` around them.
@@ -130,16 +133,17 @@ class SeDiR(PlacingDetector):
             suits weights that were trained with one above 0 [ours].
         offset_edge: edge of the voxel filter before distances are taken, in units of the template's radius [ours].
         offset_neighbours: points over which distances are averaged, and the expected ones [ours].
-        voxel_size: edge of the voxel filter in file units; the paper has none.
-        pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled).
+        voxel_size: edge of the voxel filter in file units [paper: none].
+        pad: accept clouds with fewer than k r points, repeating a patch's centre (exact: patches are max-pooled)
+            [ours].
         backbone_size: architecture of the frozen Point-MAE [paper: base]; None takes that of the weights.
         backbone_weights: `small`, pre-trained on procedural shapes, which come with the package [ours]; path of a
             published checkpoint or of a file that `anomaly3d pretrain` wrote; or `random`.
         backbone_blocks: blocks whose normalised tokens are joined, counted from 1 [inferred].
         standardise: rebuild tokens in units of their variation over the training clouds [ours]; by default under
             `strict` and not under `paper`.
-        protocol: `strict` does not depend on the order of the file's points; `paper` makes the paper's literal choices
-            in sampling, standardising and scoring. Sizes, backbone and training stay the recipe's; `register`,
+        protocol: `strict` [ours] does not depend on the order of the file's points; `paper` makes the paper's literal
+            choices in sampling, standardising and scoring. Sizes, backbone and training stay the recipe's; `register`,
             `complete`, `relative` and `offset_share`, which no paper has, are refused.
         normalise: override the protocol's normalisation of token errors: `none` under `strict` [ours], `instance` under
             `paper` [paper].
@@ -275,6 +279,9 @@ class SeDiR(PlacingDetector):
         )
         self.guidance = GeometryGuidance(geometry, geometry_hidden, geometry_beta, geometry_masked)
         self.decoder = GeometryGuidedDecoder(token_width, width, decoder_depth, heads, hidden, dropout, decoder)
+        self._wired = {"heads": heads, "global_token": global_token, "geometry": geometry, "decoder": decoder}
+        if geometry == "masking":
+            self._wired["geometry_masked"] = geometry_masked
 
     def configure(self, categories: Sequence[str]) -> None:
         """Name the training categories and build the class head for them."""
@@ -282,16 +289,20 @@ class SeDiR(PlacingDetector):
         self.contrast.configure(len(categories))
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What the tokens and the geometry are that the weights have learned from."""
+        """What the tokens and the geometry are that the weights have learned from, and what they meet on the way."""
         patches = {"neighbourhoods": list(self.neighbourhoods), "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
         tokens |= {"geometry_radius": self.geometry_radius, "geometry_source": self.geometry_source}
-        return super().fixed_settings() | patches | tokens
+        return super().fixed_settings() | patches | tokens | self._wired
 
     def scoring_settings(self) -> dict[str, Any]:
         """And the number of patches, and what errors are relative to."""
         neighbours = self.expected.neighbours if self.relative and self.expected is not None else None
-        return super().scoring_settings() | {"num_groups": self.patches.num_groups, "relative_neighbours": neighbours}
+        patches = {
+            "num_groups": self.patches.num_groups,
+            "protocol": self.protocol,
+        }  # of which one depends on the order
+        return super().scoring_settings() | patches | {"relative_neighbours": neighbours}
 
     def finish_pass(self) -> bool:
         """Keep the templates after the first pass, and after each later one the errors that it had."""
