@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite, log
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anomaly3d.ops.precision import full_precision, no_autocast
+
+Method = Literal["auto", "scaling", "log"]
 
 _MAX_SPREAD = 60.0
 """Largest range of log affinities for float32: within it exp(), and products of two scalings, stay normal numbers."""
@@ -22,7 +24,7 @@ def sinkhorn(
     affinity: Float[Tensor, "B T S"],
     tau: float = 0.2,
     iterations: int = 8,
-    method: Literal["auto", "scaling", "log"] = "auto",
+    method: Method = "auto",
 ) -> Float[Tensor, "B T S"]:
     """Transport plan of exp(affinity / tau): column sums are 1, row sums S / T at convergence.
 
@@ -45,7 +47,7 @@ def sinkhorn(
     """
     if not tau > 0 or iterations < 1:
         raise ValueError(f"sinkhorn needs tau > 0 and iterations >= 1, not {tau} and {iterations}")
-    if method not in ("auto", "scaling", "log"):
+    if method not in get_args(Method):
         raise ValueError(f"sinkhorn has no method {method!r}: use auto, scaling or log")
     if affinity.numel() == 0 or not affinity.is_floating_point():
         raise ValueError(f"sinkhorn of an empty or integer matrix: {affinity.dtype}, {tuple(affinity.shape)}")

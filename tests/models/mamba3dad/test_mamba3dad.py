@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -95,6 +96,83 @@ def test_labels_and_the_weighted_bce_equal_loops_and_so_does_its_gradient(label_
     assert bce.item() == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("corruption", ["tokens", "points", "both"])
+def test_labels_of_defects_in_tokens_and_points_equal_loops_and_so_does_the_gradient(corruption: str) -> None:
+    torch.manual_seed(3)
+    model = detector(corruption=corruption, noise_probability=0.2, blocks=(1, 2), defect_radius=(0.5, 0.8))
+    seen: dict[str, Any] = {}
+    model.gsas.register_forward_hook(lambda _, inputs, out: seen.update(ordered=out))
+    model.token_noise.register_forward_hook(lambda _, inputs, out: seen.update(shares=out[1]))
+    model.generator.register_forward_hook(lambda _, inputs, out: seen.update(labels=out.labels))
+    model.discriminator.register_forward_hook(lambda _, inputs, out: (out.retain_grad(), seen.update(logits=out))[0])
+    view = model._view
+
+    def remembered(*args: Any) -> Any:
+        made = view(*args)
+        if corruption != "tokens":
+            seen.setdefault("of_points", []).append(made.defective)
+        return made
+
+    with mock.patch.object(model, "_view", remembered):
+        bce = model.loss(clouds(200, 300))["bce"]
+    bce.backward()
+    shares = torch.cat(seen["of_points"]) if corruption != "tokens" else seen["shares"]
+    assert 0 < shares.mean() < 1
+    assignment, logits = seen["ordered"].assignment.detach(), seen["logits"]
+    labels = torch.zeros(2, 32)
+    for b in range(2):
+        for s in range(32):
+            for t in range(32):  # two layers of 16 patches
+                labels[b, s] += assignment[b, t, s] * min(1.0, 2 * shares[b, t % 16].item())
+    labels = labels.clamp(0, 1)
+    if corruption == "both":
+        labels = torch.maximum(labels, seen["labels"])
+    positive = max(labels.mean().item(), 0.01)
+    weight, total = (1 - positive) / positive, 0.0
+    for b in range(2):
+        for s in range(32):
+            y, p = labels[b, s].item(), 1 / (1 + math.exp(-logits[b, s].item()))
+            total -= (weight * y * math.log(p) + (1 - y) * math.log(1 - p)) / 64
+            slope = (-weight * y * (1 - p) + (1 - y) * p) / 64
+            assert logits.grad[b, s].item() == pytest.approx(slope, rel=1e-3, abs=1e-6)
+    assert bce.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_holes_leave_a_point_for_every_patch() -> None:
+    model = detector(
+        corruption="points", num_groups=120, dropout_points=0.2, defect_holes=1.0, defect_radius=(0.5, 0.9), blocks=(1,)
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert model.loss(clouds(150))["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_mode": "patches"},
+        {"assignment": "sink"},
+        {"ordering": "sorted"},
+        {"deployment": "hard"},
+        {"order": "rand"},
+        {"corruption": "noise"},
+        {"affinity": "cos"},
+        {"state_norm": "read"},
+        {"transition": "diagonal"},
+        {"sinkhorn_method": "exact"},
+    ],
+)
+def test_misspelt_settings_are_refused(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(InputError, match=f"{name}={value!r}: choose from"):
+        detector(**settings)
+
+
+def test_thresholds_belong_to_the_sharp_plan_too() -> None:
+    one, other = (detector(deployment="argmax", argmax_tau=tau).scoring_settings() for tau in (0.005, None))
+    assert {name for name in one if one[name] != other[name]} == {"argmax_tau"}
+
+
 def test_training_leaves_the_backbone_alone_bit_for_bit() -> None:
     model = detector().train()
     before = copy.deepcopy(model.backbone.state_dict())
@@ -119,7 +197,8 @@ def test_a_backbone_that_is_trained_gets_gradients_where_tokens_pass() -> None:
     assert trained == {n for n, p in model.backbone.named_parameters() if p.grad is not None}
     assert "encoder.first_conv.0.weight" in trained
     assert not any(n.startswith("blocks.blocks.2") for n in trained)
-    for settings in ({"views": 3}, {"corruption": "tokens"}):
+    assert detector(train_backbone=True, corruption="points").standardise is False
+    for settings in ({"views": 3}, {"corruption": "tokens"}, {"standardise": True}):
         with pytest.raises(InputError, match="train_backbone"):
             detector(train_backbone=True, **settings)
 

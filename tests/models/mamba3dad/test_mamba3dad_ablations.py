@@ -22,6 +22,7 @@ ALIKE = (
     ("GSAS, slots that mix", "softmax assignment", "Hungarian assignment"),
     ("no sorter", "random order", "coordinate order"),
     ("noise on features, sparse", "noise on features, dense", "noise on features, by patch"),
+    ("noise on features, sparse", "noise on features, sparse, standardised"),
     ("GSAS, affinity as a product", "GSAS, independent queries"),
 )
 

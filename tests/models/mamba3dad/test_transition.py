@@ -34,7 +34,7 @@ def test_is_scaled_orthogonal_within_the_limit_also_after_training(form: type) -
 
 
 def test_dense_built_from_rotation_is_the_same_matrix_with_the_same_gradients() -> None:
-    rotation = RotationTransition(6, scale=0.8)
+    rotation = RotationTransition(6, scale=0.8, max_norm=0.85)  # below the default scale
     dense = DenseTransition.from_rotation(rotation)
     torch.testing.assert_close(matrix(dense), matrix(rotation), atol=1e-6, rtol=0)
     weight = torch.randn(6, 6)

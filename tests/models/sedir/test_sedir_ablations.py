@@ -29,6 +29,7 @@ WHOLE: dict[str, Any] = {
     "neighbourhoods": (64, 128, 256),
     "groups": 256,
     "buffer": 64,
+    "eviction": "fifo",
 }
 ALONE = {"trained": {"guidance"}, "terms": {}, "feature": None}
 PLAIN = {"geometry": "none", "feed_forward": 1}
@@ -73,6 +74,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "S6 buffer 32": {"buffer": 32},
     "S6 buffer 128": {"buffer": 128},
     "S6 buffer 10000": {"buffer": 10000},
+    "S6 balanced": {"eviction": "balanced"},
     "S7 contrastive x10": terms(**{"contrastive": 0.01, "cosine": 0.001, "class": 0.01}),
     "S7 cosine x10": terms(**{"contrastive": 0.001, "cosine": 0.01, "class": 0.01}),
     "S7 class x10": terms(**{"contrastive": 0.001, "cosine": 0.001, "class": 0.1}),
@@ -113,6 +115,7 @@ def facts(detector: SeDiR) -> dict[str, Any]:
         "feed_forward": next(iter(detector.decoder.layers)).feed_forward[0].in_features // 128,  # pyright: ignore
         **patches_of(detector),
         "buffer": len(detector.contrast.buffer.embedding),
+        "eviction": detector.contrast.buffer.eviction,
     }
 
 

@@ -18,14 +18,11 @@ from anomaly3d.models.mamba3dad.ordering import expected_slot
 from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
-from anomaly3d.ops.sinkhorn import sinkhorn
+from anomaly3d.ops.sinkhorn import Method, sinkhorn
 
 Ordering = Literal["soft", "argmax", "sort"]
 Assignment = Literal["sinkhorn", "softmax", "hungarian"]
 Affinity = Literal["dot", "cosine"]
-
-_SHARP_ITERATIONS = 50
-"""The colder a plan, the more steps until its rows have their sums."""
 
 
 class SortedTokens(NamedTuple):
@@ -86,6 +83,10 @@ class GSAS(nn.Module):
         argmax_tau: temperature of the plan from which `argmax` takes its tokens: "near-binary" [paper]. At that of
             training a slot is a mixture of tens of tokens, and few tokens are the largest of most columns. None takes
             tau. [0.005: ours, `benchmarks/results/sorting.md`]
+        argmax_iterations: Sinkhorn iterations of that plan, at least: the colder it is, the more steps until its rows
+            have their sums. [ours]
+        method: of Sinkhorn (`ops.sinkhorn`): `log` for large matrices [paper], or `auto`, which takes it where numbers
+            would overflow, and float64 for large ones: the same plan at a tenth of the time. [ours]
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class GSAS(nn.Module):
         block_tokens: int | None = None,
         affinity: Affinity = "dot",
         argmax_tau: float | None = 0.005,
+        argmax_iterations: int = 50,
+        method: Method = "auto",
     ) -> None:
         super().__init__()
         self.cosine = affinity == "cosine"
@@ -111,6 +114,8 @@ class GSAS(nn.Module):
         self.tau = tau
         self.iterations = iterations
         self.argmax_tau = argmax_tau
+        self.argmax_iterations = argmax_iterations
+        self.method: Method = method
         self.down = nn.Linear(width, descriptor_width)
         self.queries = nn.Parameter(query_scale * initial_queries(slots, descriptor_width, query_waves))
         self.bias = nn.Parameter(torch.zeros(slots))
@@ -136,9 +141,8 @@ class GSAS(nn.Module):
                 return SortedTokens(features, coordinates, plan, plan)
             chosen = order(plan, ordering)
             features, coordinates = (x.take_along_dim(chosen[..., None], dim=1) for x in (tokens, places))
-            assignment = plan
-            if ordering == "sort":
-                assignment = one_hot(chosen, plan.shape[1]).transpose(1, 2).to(plan)
+            # What is found in a slot is found in its token alone, however many the plan would spread it over.
+            assignment = one_hot(chosen, plan.shape[1]).transpose(1, 2).to(plan)
         return SortedTokens(features, coordinates, plan, assignment)
 
     def describe(self, tokens: Float[Tensor, "B L M D"], centres: Float[Tensor, "B M 3"]) -> Float[Tensor, "B T E"]:
@@ -163,20 +167,27 @@ class GSAS(nn.Module):
     ) -> Float[Tensor, "B T S"]:
         """P, block by block where there are too many tokens; `sharp` as `argmax` takes it.
 
+        A block has whole patches, all layers of each, and its share of the slots.
+
         Raises:
-            InputError: there are fewer slots, or patches, than blocks.
+            InputError: a patch alone has more tokens than a block may have, or a block would have no slot.
         """
-        blocks = 1 if self.block_tokens is None else math.ceil(descriptors.shape[1] / self.block_tokens)
-        if blocks == 1:
-            return self._assign(self.affinity(descriptors), sharp)
-        if blocks > min(len(self.queries), centres.shape[1]):
-            raise InputError(
-                f"block_tokens={self.block_tokens}: {descriptors.shape[1]} tokens make {blocks} blocks, more than "
-                "there are slots or patches; raise it"
-            )
         patches, layers = centres.shape[1], descriptors.shape[1] // centres.shape[1]
+        most = patches if self.block_tokens is None else self.block_tokens // layers
+        if most >= patches:
+            return self._assign(self.affinity(descriptors), sharp)
+        if most < 1:
+            raise InputError(
+                f"block_tokens={self.block_tokens}: a patch has {layers} tokens; raise it to these or more"
+            )
+        blocks = math.ceil(patches / most)
+        slots = _shares(len(self.queries), patches, blocks, descriptors.device)
+        if min(map(len, slots)) == 0:
+            raise InputError(
+                f"block_tokens={self.block_tokens}: {descriptors.shape[1]} tokens make {blocks} blocks, too many for "
+                f"{len(self.queries)} slots; raise it"
+            )
         plan = descriptors.new_zeros(*descriptors.shape[:2], len(self.queries))
-        slots = torch.arange(len(self.queries), device=plan.device).tensor_split(blocks)
         for b, cloud in enumerate(centres):
             for patch, slot in zip(spatial_blocks(cloud, blocks), slots, strict=True):
                 token = (patch + patches * torch.arange(layers, device=patch.device)[:, None]).flatten()
@@ -187,9 +198,9 @@ class GSAS(nn.Module):
     def _assign(self, affinity: Float[Tensor, "B T S"], sharp: bool) -> Float[Tensor, "B T S"]:
         tau, iterations = self.tau, self.iterations
         if sharp and self.argmax_tau is not None:
-            tau, iterations = self.argmax_tau, max(iterations, _SHARP_ITERATIONS)
+            tau, iterations = self.argmax_tau, max(iterations, self.argmax_iterations)
         if self.assignment == "sinkhorn":
-            return sinkhorn(affinity, tau=tau, iterations=iterations)
+            return sinkhorn(affinity, tau, iterations, self.method)
         soft = (affinity / tau).softmax(dim=1)
         if self.assignment == "softmax":
             return soft
@@ -198,3 +209,10 @@ class GSAS(nn.Module):
             token, slot = linear_sum_assignment(gains, maximize=True)
             hard[b, token, slot] = 1
         return hard + soft - soft.detach()
+
+
+def _shares(slots: int, patches: int, blocks: int, device: torch.device) -> tuple[Int[Tensor, " _"], ...]:
+    """The slots of each spatial block, in a row, in proportion to its patches."""
+    sizes = torch.tensor([len(part) for part in torch.arange(patches).tensor_split(blocks)])
+    ends = sizes.cumsum(0) * slots // patches
+    return torch.arange(slots, device=device).tensor_split(ends[:-1])

@@ -32,7 +32,7 @@ from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.models.mamba3dad.adapters import AdapterKind, make_adapter
 from anomaly3d.models.mamba3dad.augment import Augmentation
 from anomaly3d.models.mamba3dad.discriminator import Discriminator
-from anomaly3d.models.mamba3dad.fixed_order import FixedOrder
+from anomaly3d.models.mamba3dad.fixed_order import Fixed, FixedOrder
 from anomaly3d.models.mamba3dad.generator import AnomalyGenerator
 from anomaly3d.models.mamba3dad.gsas import GSAS, Affinity, Assignment, Ordering, SortedTokens
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
@@ -42,11 +42,13 @@ from anomaly3d.models.mamba3dad.token_noise import TokenNoise
 from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.ops.grouping import interpolate
+from anomaly3d.ops.sinkhorn import Method
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 Corruption = Literal["features", "tokens", "points", "both"]
 
-_SMOOTHED = 11  # patches under the Gaussian, as many as in SeDiR
+_LEAST_POSITIVE = 0.01
+"""Share of positive labels from which their weight is taken, at least: a step may have none [ours]."""
 
 
 class TrainingView(NamedTuple):
@@ -77,8 +79,9 @@ class Mamba3dAD(PlacingDetector):
         voxel_size: edge of the voxel filter: 0.001 for Anomaly-ShapeNet, 0.5 (mm) for Real3D-AD, None for no filter.
             [paper]
         protocol: `strict`: points are put in canonical order first, so that nothing depends on the file's [ours];
-            `paper` keeps the file's order. The other choices of the paper are the defaults, but for the median filter,
-            which it calls optional.
+            `paper` keeps the file's order, and nothing more. Other choices have a key each, whose default is the
+            paper's where the grade says so; ours in its place can be undone: `gamma_range` [0, 20], `head_norm` false,
+            `query_waves` null, `argmax_tau` null, `sinkhorn_method` log, `median_voxels` 3.
         yaw: augmentation: rotate by any angle about `yaw_axis`. [paper]
         yaw_axis: the axis that points up in the files. [inferred]
         jitter: augmentation: noise on each coordinate. [paper]
@@ -104,7 +107,8 @@ class Mamba3dAD(PlacingDetector):
         frozen_cache_gb: memory for what is constant, the tokens of these copies and as much again for the clouds
             before they are altered; with 0 they are computed at every step, with the same losses. [ours]
         standardise: tokens in units of their variation over the training clouds: what all tokens share would otherwise
-            make every descriptor alike, the columns of the plan blunt. None: unless corruption is `features`. [ours]
+            make every descriptor alike, the columns of the plan blunt. None: unless corruption is `features` or the
+            backbone is trained, whose tokens have no units that last. [ours]
         slots: S. [paper]
         descriptor_width: d_a. [paper]
         graph_neighbours: neighbours of a centre in the descriptor graph, itself included. [inferred]
@@ -123,6 +127,8 @@ class Mamba3dAD(PlacingDetector):
             [ours]
         deployment: `argmax` or `sort` [paper], or `soft`: the ordering when scoring; None: as in training. [ours]
         argmax_tau: temperature of the near-binary plan from which `argmax` takes its tokens; None: tau. [ours]
+        argmax_iterations: Sinkhorn iterations of that plan, at least. [ours]
+        sinkhorn_method: `log` for large matrices [paper], or `auto`, where numbers would overflow. [ours]
         adapter: `lti`, a time-invariant state-space scan over the slots [paper: its equations], or what the paper's
             ablation puts in its place, with as many parameters: `selective`, Mamba's input-dependent scan; `attention`;
             `mlp`; or `identity`, nothing. [inferred]
@@ -163,7 +169,9 @@ class Mamba3dAD(PlacingDetector):
         locality_weight: of L_loc. [paper]
         locality_sigma: sigma_p. [paper]
         smooth_sigma: width of a Gaussian over the scores of neighbouring patches, in mean distances of the centres; an
-            object's score is then its largest patch score [ours]. None: neither, and the largest slot logit. [paper]
+            object's score is then its largest patch score [ours]. None: neither, and the largest slot logit [paper].
+            Registered clouds, which `complete` may have added to, have the largest of their points' scores. [ours]
+        smooth_kernel: patches under that Gaussian. [ours: as many as SeDiR]
         median_voxels: radius, in voxels, of the median filter on point scores (3 in the paper); None for none. [paper]
             Where clouds are registered and `voxel_size` is None a voxel is one of `resolution`.
 
@@ -215,6 +223,8 @@ class Mamba3dAD(PlacingDetector):
         ordering: Literal["soft", "sort"] = "soft",
         deployment: Ordering | None = None,
         argmax_tau: float | None = 0.005,
+        argmax_iterations: int = 50,
+        sinkhorn_method: Method = "auto",
         adapter: AdapterKind = "lti",
         bidirectional: bool = False,
         state: int = 256,
@@ -243,6 +253,7 @@ class Mamba3dAD(PlacingDetector):
         locality_weight: float = 0.1,
         locality_sigma: float = 0.05,
         smooth_sigma: float | None = None,
+        smooth_kernel: int = 11,
         median_voxels: float | None = None,
     ) -> None:
         super().__init__()
@@ -261,7 +272,18 @@ class Mamba3dAD(PlacingDetector):
         if not 0 <= gamma_range[0] <= gamma_range[1]:
             raise InputError(f"gamma_range: {gamma_range}; the least and the greatest factor, from 0 up")
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
+        check_range(1, inf, argmax_iterations=argmax_iterations, smooth_kernel=smooth_kernel)
         check_choice(get_args(Protocol), protocol=protocol)
+        check_choice(get_args(Corruption), corruption=corruption)
+        check_choice(("slot", "patch"), label_mode=label_mode)
+        check_choice(("gsas", *get_args(Fixed)), order=order)
+        check_choice(get_args(Assignment), assignment=assignment)
+        check_choice(get_args(Affinity), affinity=affinity)
+        check_choice(("soft", "sort"), ordering=ordering)
+        check_choice(get_args(Ordering), deployment=deployment or ordering)
+        check_choice(get_args(Method), sinkhorn_method=sinkhorn_method)
+        check_choice(("rotation", "dense"), transition=transition)
+        check_choice(("readout", "recurrent"), state_norm=state_norm)
         self.protocol = protocol
         self.sampler = PatchSampler(num_groups, group_size, voxel_size, protocol == "strict", pad=True)
         self.augment = Augmentation(
@@ -278,13 +300,16 @@ class Mamba3dAD(PlacingDetector):
             raise InputError(
                 "train_backbone: its tokens change at every step; set views to null, and corruption to others"
             )
+        if train_backbone and standardise:
+            raise InputError("train_backbone: units of tokens that change at every step mean nothing; drop standardise")
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
         if train_backbone:
             self.backbone = self.backbone.thawed(max(blocks or [self.backbone.depth]))
         width, depth = self.backbone.width, self.backbone.depth
         self.blocks = spread_blocks(depth) if blocks is None else tuple(blocks)
         check_range(1, num_groups * len(self.blocks) if assignment == "hungarian" else inf, slots=slots)
-        self.standardise = corruption != "features" if standardise is None else standardise
+        varied = corruption != "features" and not train_backbone
+        self.standardise = varied if standardise is None else standardise
         self.standardiser = TokenStandardiser(width * len(self.blocks))
         self.gsas: GSAS | FixedOrder
         if order == "gsas":
@@ -301,6 +326,8 @@ class Mamba3dAD(PlacingDetector):
                 block_tokens,
                 affinity,
                 argmax_tau,
+                argmax_iterations,
+                sinkhorn_method,
             )
         else:
             self.gsas = FixedOrder(order)
@@ -313,7 +340,9 @@ class Mamba3dAD(PlacingDetector):
         self.corruption: Corruption = corruption
         self.label_mode = label_mode
         self.token_noise = TokenNoise(noise_probability, token_noise)
-        self.point_defects = PointDefects(defect_count, defect_radius, defect_height, defect_elongation, defect_holes)
+        self.point_defects = PointDefects(
+            defect_count, defect_radius, defect_height, defect_elongation, defect_holes, num_groups
+        )
         self.generator = AnomalyGenerator(noise_probability, noise_sigma, gamma, gamma_range)
         # Distributed training refuses a trained parameter that no loss reaches.
         self.generator.requires_grad_(corruption in ("features", "both"))
@@ -323,6 +352,9 @@ class Mamba3dAD(PlacingDetector):
         self.locality_weight = locality_weight
         self.locality_sigma = locality_sigma
         self.smooth_sigma = smooth_sigma
+        self.smooth_kernel = smooth_kernel
+        self.argmax_tau = argmax_tau
+        self.argmax_iterations = argmax_iterations
         self.median_voxels = median_voxels
         self.resolution = resolution
         self._fixed = {
@@ -355,7 +387,9 @@ class Mamba3dAD(PlacingDetector):
 
     def scoring_settings(self) -> dict[str, Any]:
         """And the number of patches, their order, and how they are smoothed."""
-        ours = {name: getattr(self, name) for name in ("deployment", "smooth_sigma", "median_voxels")}
+        ordered = ("protocol", "deployment", "argmax_tau", "argmax_iterations")
+        smoothed = ("smooth_sigma", "smooth_kernel", "median_voxels")
+        ours = {name: getattr(self, name) for name in (*ordered, *smoothed)}
         return super().scoring_settings() | ours | {"num_groups": self.sampler.num_groups}
 
     def loss(self, batch: PointCloudBatch) -> dict[str, Tensor]:
@@ -380,8 +414,8 @@ class Mamba3dAD(PlacingDetector):
             features, labels = self.generator(features, shares)
         if self.corruption != "features":
             labels = torch.maximum(labels, slot_labels(defective, ordered.assignment))
-            # How much of the clouds is defective is known only now.
-            positive = labels.mean().clamp(min=0.01)
+            # The paper's (1 - p) / p, but how much of the clouds is defective is known only now [ours].
+            positive = labels.mean().clamp(min=_LEAST_POSITIVE)
             positive_weight = (1 - positive) / positive
         logits = self.discriminator(features, ordered.coordinates).float()
         bce = binary_cross_entropy_with_logits(logits, labels, pos_weight=torch.as_tensor(positive_weight).to(logits))
@@ -404,7 +438,7 @@ class Mamba3dAD(PlacingDetector):
         logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
         of_patches, of_objects = patch_scores(logits, ordered.assignment, groups.centres.shape[1]), logits.amax(dim=1)
         if self.smooth_sigma is not None:
-            of_patches = smooth_in_space(of_patches, groups.centres, _SMOOTHED, self.smooth_sigma)
+            of_patches = smooth_in_space(of_patches, groups.centres, self.smooth_kernel, self.smooth_sigma)
             of_objects = of_patches.amax(dim=1)
         points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
         if self.placement is not None:  # not of what the template has added

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anomaly3d.ops.precision import no_autocast
 
-EPS = 1e-6
+EPS = 1e-6  # of mu_t and of L_ent's logarithm [paper]
 
 
 def row_distribution(plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
@@ -25,7 +25,8 @@ def column_entropy(plan: Float[Tensor, "B T S"]) -> Float[Tensor, ""]:
 def expected_slot(plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B T"]:
     """mu_t, the expected position of each token, slots lying evenly on [0, 1].
 
-    In slot indices the locality loss would start about S^2 times larger and drown the others at the paper's weights.
+    In slot indices the locality loss would start about S^2 times larger and drown the others at the paper's weights
+    [inferred].
     """
     positions = torch.linspace(0, 1, plan.shape[-1], device=plan.device, dtype=plan.dtype)
     return row_distribution(plan) @ positions

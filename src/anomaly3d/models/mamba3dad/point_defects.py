@@ -35,6 +35,7 @@ class PointDefects(nn.Module):
         height: least and greatest displacement, in radii of the spot.
         elongation: greatest ratio of a spot's axes.
         holes: share of the spots that are holes.
+        min_points: no hole leaves fewer, so that every patch finds a centre.
 
     Raises:
         InputError: a setting is out of range.
@@ -47,6 +48,7 @@ class PointDefects(nn.Module):
         height: tuple[float, float] = (0.15, 0.6),
         elongation: float = 4.0,
         holes: float = 0.2,
+        min_points: int = 1,
     ) -> None:
         super().__init__()
         check_range(0, inf, defect_count=count)
@@ -60,11 +62,12 @@ class PointDefects(nn.Module):
         self.height = height
         self.elongation = elongation
         self.holes = holes
+        self.min_points = min_points
 
     @torch.no_grad()
     def forward(self, xyz: Float[Tensor, "N 3"]) -> DefectiveCloud:
         """An altered copy of the cloud; a hole makes it smaller, but never by more than half."""
-        xyz, least = xyz.clone(), len(xyz) // 2
+        xyz, least = xyz.clone(), max(len(xyz) // 2, self.min_points)
         defective = torch.zeros(len(xyz), dtype=torch.bool, device=xyz.device)
         for _ in range(int(torch.randint(self.count + 1, ()))):
             radius = _between(self.radius)
@@ -98,7 +101,7 @@ def moved_share(defective: Bool[Tensor, " N"], index: Int[Tensor, "M K"]) -> Flo
 
 
 def slot_labels(shares: Float[Tensor, "B M"], plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B S"]:
-    """Soft labels sum_t P_ts m_t, with m_t = 1 for a token half of whose patch, or more, is defective."""
+    """Soft labels sum_t P_ts m_t, with m_t = 1 for a token half of whose patch, or more, is defective [ours]."""
     tokens = repeat((2 * shares).clamp(max=1), "b m -> b (l m)", l=plan.shape[1] // shares.shape[1])
     return einsum(plan.detach().float(), tokens, "b t s, b t -> b s").clamp(0, 1)
 
