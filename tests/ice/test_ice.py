@@ -54,6 +54,7 @@ def test_report_of_two_models(trained: Path, tmp_path: Path, capsys: pytest.Capt
         assert row["accuracy"] == (mine["category"] == mine["predicted"]).mean()
         assert row["pearson"] == pytest.approx(np.corrcoef(mine["score"], mine["error"])[0, 1])
         assert row["error"] == pytest.approx(mine["error"].mean())
+        assert row["lowest"] == mine["score"].min()
         assert f"{100 * row['accuracy']:.1f}" in printed
         assert {0, 0.25, 0.5, 0.75, 1} >= {row[f"probe_{kind}"] for kind in ("act", "mean", "max")}
     text = (tmp_path / "a" / "ice.md").read_text()

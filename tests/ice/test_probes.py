@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anomaly3d.ice.features import CloudFeatures
-from anomaly3d.ice.probes import correlations, embed_in_plane, entanglement
+from anomaly3d.ice.probes import by_category, correlations, embed_in_plane, entanglement
 
 
 def clouds(category: np.ndarray, seed: int, seen_as: np.ndarray | None = None) -> CloudFeatures:
@@ -88,3 +88,14 @@ def test_t_sne_keeps_categories_apart_and_spreads_each():
     np.testing.assert_array_equal(category[distance.argmin(1)], category)
     same = category[:, None] == category
     assert distance[same & np.isfinite(distance)].mean() > 0.02 * distance[~same].mean()
+
+
+def test_correlation_between_and_within_categories_can_differ_in_sign() -> None:
+    category = np.repeat([0, 1, 2], 4)
+    score = 0.1 * category + np.tile([0.01, 0.02, 0.03, 0.04], 3)
+    error = 10.0 - 2 * category + np.tile([0.1, 0.2, 0.3, 0.4], 3)  # falls from category to category, rises in each
+    error[8:] = 7.0  # one that does not vary
+    between, within = by_category(score, error, category)
+    assert between == pytest.approx(-1)
+    assert within == pytest.approx(1)
+    assert all(map(math.isnan, by_category(score[:2], error[:2], category[:2])))

@@ -25,6 +25,7 @@ def ice(
     runs: dict[str, Path],
     output: Path,
     views: int = 16,
+    probe_hidden: int = 64,
     seed: int = 0,
     overrides: dict[str, Any] | None = None,
 ) -> None:
@@ -44,6 +45,7 @@ def ice(
             C3L, with contrastive_weight, cosine_weight and class_weight at 0, beside the whole one.
         output: folder of the report: `ice.md`, `ice.csv`, `clouds.csv`, `scores.png`, `global_tokens.png`.
         views: altered views per category.
+        probe_hidden: units of the MLP's hidden layer [inferred].
         seed: of the views, of the MLP and of t-SNE.
         overrides: values for all models by dotted key, e.g. `{data.root: DIR}` where the data have moved.
 
@@ -56,13 +58,14 @@ def ice(
             "runs: none given; name at least one, e.g. --runs.SeDiR runs/sedir_synthetic_unified/version_0"
         )
     check_range(0, inf, views=views, seed=seed)
+    check_range(1, inf, probe_hidden=probe_hidden)
     trained = {name: load_trained(folder, overrides) for name, folder in runs.items()}
     first = next(iter(runs))
     for name, model in trained.items():
         _check(model, runs[name])
         if model.detector.categories != trained[first].detector.categories:
             raise InputError(f"{runs[name]}: trained on other categories than {runs[first]}; compare them one by one")
-    analyses = {name: _analyse(name, model, views, seed) for name, model in trained.items()}
+    analyses = {name: _analyse(name, model, views, probe_hidden, seed) for name, model in trained.items()}
     table_console().print(ice_table(analyses).console())
     print("written:", *write_report(analyses, output, seed), sep="\n  ")
 
@@ -84,7 +87,7 @@ def _check(model: Trained, folder: Path) -> None:
         )
 
 
-def _analyse(name: str, model: Trained, views: int, seed: int) -> Analysis:
+def _analyse(name: str, model: Trained, views: int, hidden: int, seed: int) -> Analysis:
     detector, data, device = model.detector, model.data, model.device
     assert isinstance(detector, SeDiR)
     names = data.category_names
@@ -105,5 +108,5 @@ def _analyse(name: str, model: Trained, views: int, seed: int) -> Analysis:
     }
     z_train = None if fitted.z is None else fitted.z[: len(train)]
     return Analysis(
-        provenance, names, fitted.category[: len(train)], z_train, tested, entanglement(fitted, tested, seed)
+        provenance, names, fitted.category[: len(train)], z_train, tested, entanglement(fitted, tested, seed, hidden)
     )

@@ -22,6 +22,8 @@ class Entanglement:
         accuracy: share of the clouds whose category the MLP names.
         pearson: correlation of score and reconstruction error; NaN where one of them is constant.
         spearman: the same of their ranks.
+        between: Spearman's coefficient of the categories' means of both.
+        within: mean over the categories of the coefficient among a category's own clouds.
         linear: accuracy of the linear probes, by what they read (`CloudFeatures.encoded`).
     """
 
@@ -30,20 +32,23 @@ class Entanglement:
     accuracy: float
     pearson: float
     spearman: float
+    between: float
+    within: float
     linear: dict[str, float]
 
 
-def entanglement(fitted: CloudFeatures, tested: CloudFeatures, seed: int = 0) -> Entanglement:
+def entanglement(fitted: CloudFeatures, tested: CloudFeatures, seed: int = 0, hidden: int = 64) -> Entanglement:
     """Fit the probes on one set of clouds and read them on another (SeDiR, Fig. 2 and Table S8).
 
-    The category score of Fig. 2 is the true category's probability according to an MLP with one hidden layer of 64
-    on the mean reconstructed token [inferred: the paper says "light"]; a linear probe is a logistic regression. All
-    of them see standardised features. Every category must be among the fitted clouds.
+    The category score of Fig. 2 is the true category's probability according to an MLP with one hidden layer of
+    `hidden` units on the mean reconstructed token [64 inferred: the paper says "light"]; a linear probe is a logistic
+    regression with scikit-learn's penalty [inferred: the paper says "linear"]. All of them see standardised features.
+    Every category must be among the fitted clouds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
 
-    light = _probe(MLPClassifier((64,), max_iter=2000, random_state=seed))
+    light = _probe(MLPClassifier((hidden,), max_iter=2000, random_state=seed))
     light.fit(fitted.rebuilt, fitted.category)
     probability = light.predict_proba(tested.rebuilt)
     column = np.searchsorted(light.classes_, tested.category)
@@ -58,7 +63,19 @@ def entanglement(fitted: CloudFeatures, tested: CloudFeatures, seed: int = 0) ->
         )
         for kind, features in fitted.encoded.items()
     }
-    return Entanglement(predicted, score, float((predicted == tested.category).mean()), pearson, spearman, linear)
+    between, within = by_category(score, tested.error, tested.category)
+    accuracy = float((predicted == tested.category).mean())
+    return Entanglement(predicted, score, accuracy, pearson, spearman, between, within, linear)
+
+
+def by_category(
+    score: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], category: Int[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """Spearman's coefficient of the categories' means, and the mean of the categories' own; NaN for none."""
+    groups = [(score[category == one], error[category == one]) for one in np.unique(category)]
+    between = correlations(*(np.array([part[i].mean() for part in groups]) for i in (0, 1)))[1]
+    own = [rank for part in groups if not np.isnan(rank := correlations(*part)[1])]
+    return between, float(np.mean(own)) if own else nan
 
 
 def correlations(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> tuple[float, float]:

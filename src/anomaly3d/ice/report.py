@@ -43,18 +43,22 @@ def ice_table(analyses: Mapping[str, Analysis]) -> Table:
             percent(one.found.accuracy),
             _signed(one.found.pearson),
             _signed(one.found.spearman),
+            _signed(one.found.between),
+            _signed(one.found.within),
+            percent(one.found.score.min()),
             *(percent(one.found.linear.get(kind, nan)) for kind in PAPER_PROBES),
         ]
         for name, one in analyses.items()
     ]
     return Table(
-        ["model", "error", "accuracy", "Pearson", "Spearman", *PAPER_PROBES],
-        [*rows, ["paper", *["–"] * 4, *map(percent, PAPER_PROBES.values())]],
+        ["model", "error", "accuracy", "Pearson", "Spearman", "between", "within", "lowest", *PAPER_PROBES],
+        [*rows, ["paper", *["–"] * 7, *map(percent, PAPER_PROBES.values())]],
         footer=[
             "Of the normal test clouds: mean distance of a token to its reconstruction; percent whose category an MLP "
             "names from the mean reconstructed token; correlation of its probability for the true category with the "
-            "cloud's error; percent whose category a linear probe names from the frozen encoder's context token (act) "
-            "or pooled base tokens (mean, max).",
+            "cloud's error, Spearman's also between the categories' means and within a category on average, and the "
+            "lowest of these probabilities; percent whose category a linear probe names from the frozen encoder's "
+            "context token (act) or pooled base tokens (mean, max).",
             *(
                 f"{name}: {len(one.test.name)} clouds of {len(one.categories)} categories · "
                 f"{provenance_line(one.provenance)}"
@@ -110,6 +114,9 @@ def _summary(one: Analysis) -> dict[str, object]:
         "accuracy": found.accuracy,
         "pearson": found.pearson,
         "spearman": found.spearman,
+        "between": found.between,
+        "within": found.within,
+        "lowest": found.score.min(),
         **{f"probe_{kind}": found.linear.get(kind, nan) for kind in PAPER_PROBES},
         **one.provenance,
     }
