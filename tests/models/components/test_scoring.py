@@ -172,3 +172,16 @@ def test_logits_travel_along_and_half_precision_errors_are_scored_in_float32(clo
     prediction = TokenScoring()(torch.rand(1, 20, dtype=torch.bfloat16), groups, batch, logits)
     assert prediction.category_logits is logits
     assert prediction.point_scores.dtype == torch.float32
+
+
+def test_the_preset_paper_is_its_three_steps_in_a_loop(cloud):
+    chosen = torch.randperm(80, generator=torch.Generator().manual_seed(2))[:30]
+    groups, errors = make_groups(cloud, chosen), torch.rand(30, generator=torch.Generator().manual_seed(3)) * 7 + 1
+    found = TokenScoring.preset("paper")(errors[None], groups, PointCloudBatch.pack([cloud], ["a"]))
+    e = errors.double().numpy()
+    e = (e - e.min()) / (e.max() - e.min())
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 2.0) ** 2)
+    smoothed = [sum(taps[j] * e[min(max(i + j - 5, 0), 29)] for j in range(11)) / taps.sum() for i in range(30)]
+    points = [smoothed[np.argmin([np.linalg.norm(x - cloud[c].numpy()) for c in chosen])] for x in cloud.numpy()]
+    np.testing.assert_allclose(found.point_scores.numpy(), points, atol=1e-5)
+    assert found.object_scores.item() == pytest.approx(max(points), abs=1e-5)

@@ -172,6 +172,17 @@ def test_gradients_of_a_decoder_layer():
     assert torch.autograd.gradcheck(output, inputs)
 
 
+def test_gradients_of_the_whole_decoder():
+    decoder = shaken(GeometryGuidedDecoder(5, 4, 2, 2, 6))
+
+    def output(z: Tensor, position: Tensor, encoded: Tensor, bias: Tensor) -> Tensor:
+        return decoder(z, position, encoded, Guidance(bias))
+
+    assert torch.autograd.gradcheck(
+        output, (randn(1, 4), randn(1, 3, 4, seed=2), randn(1, 3, 4, seed=3), randn(1, 3, seed=4))
+    )
+
+
 def test_gradients_of_cosine_consistency_reach_all_three_resolutions():
     contrast = CategoryContrast(32, 8, contrastive_weight=0.0, class_weight=0.0)
 

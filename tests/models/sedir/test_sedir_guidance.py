@@ -32,6 +32,18 @@ def test_learned_guidance_is_the_equation_with_gradients(injection):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in guidance.parameters())
 
 
+@pytest.mark.parametrize("injection", ["bias", "gating"])
+def test_gradients_of_learned_guidance(injection):
+    guidance, h = GeometryGuidance(injection, hidden=5, beta=2.0).double(), torch.randn(1, 6, 2).double()
+    weights = {name: p.detach().clone().requires_grad_() for name, p in guidance.named_parameters()}
+
+    def of(h, *values):
+        found = torch.func.functional_call(guidance, dict(zip(weights, values, strict=True)), (h,))
+        return found.bias if injection == "bias" else found.gate
+
+    assert torch.autograd.gradcheck(of, (h.requires_grad_(), *weights.values()))
+
+
 def test_masking_hides_the_patches_where_geometry_varies_least():
     guidance = GeometryGuidance("masking", masked=0.4)
     assert not list(guidance.parameters())
