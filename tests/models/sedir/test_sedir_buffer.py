@@ -124,3 +124,16 @@ def test_two_processes_hold_the_same_gathered_buffer_and_statistics(tmp_path: Pa
     tokens = torch.cat([_tokens(0), _tokens(1)]).flatten(0, 1)
     torch.testing.assert_close(state["mean"], tokens.mean(0))
     torch.testing.assert_close(state["variance"], tokens.var(0, correction=0))
+
+
+@pytest.mark.parametrize(("eviction", "least", "most"), [("fifo", 0.15, 0.25), ("balanced", 0.0, 0.0)])
+def test_with_forty_categories_a_fifth_of_the_steps_has_no_positive_unless_balanced(eviction, least, most):
+    """Anomaly-ShapeNet's training: 40 categories of four clouds, one a step in any order, 64 entries."""
+    buffer, generator = ContrastiveBuffer(64, 2, eviction), torch.Generator().manual_seed(0)
+    clouds, without = torch.arange(160) % 40, []
+    for epoch in range(12):
+        for category in clouds[torch.randperm(160, generator=generator)]:
+            if epoch >= 2:  # it is full, and every category has been seen
+                without.append(not bool((buffer.category == category).any()))
+            buffer.push(torch.zeros(1, 2), category[None])
+    assert least <= sum(without) / len(without) <= most

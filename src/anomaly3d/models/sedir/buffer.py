@@ -24,7 +24,9 @@ class ContrastiveBuffer(nn.Module):
         size: entries kept [paper: 64].
         width: channels of an embedding.
         eviction: what makes room once full. `fifo` drops the oldest entry [paper]; `balanced` the oldest of the
-            category with most entries, the newcomer's included, so that rare categories keep a positive [ours].
+            category with most entries, the newcomer's included, so that every category keeps a positive [ours]. With
+            the 40 categories of Anomaly-ShapeNet 20 % of the steps have none under `fifo`, as `test_sedir_buffer.py`
+            counts; with 64 categories or fewer none under `balanced`.
     """
 
     embedding: Float[Tensor, "L Z"]
