@@ -9,6 +9,8 @@ untrained sorter is the same recipe's before its first step, with the same froze
 - near: of the tokens of the eight patches around a token, the share that stands within a sixteenth of the row.
 - different: share of the row's places with a token that stands nowhere before; a row that repeats few tokens has small
   steps and orders nothing.
+
+And what a plan of the same affinities looks like at lower temperatures, from which `argmax` takes its tokens.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mamba3dad.fixed_order import FixedOrder
 from anomaly3d.models.mamba3dad.gsas import GSAS, order
 from anomaly3d.models.mamba3dad.ordering import column_entropy, locality
+from anomaly3d.ops.sinkhorn import sinkhorn
 from anomaly3d.types import PointCloudBatch
 
 NEIGHBOURS, REACH = 8, 1 / 16
+COLDER = ((0.05, 50), (0.01, 50), (0.005, 50), (0.002, 50), (0.0005, 200))
 
 
 def hilbert(places: Float[Tensor, "T 3"], bits: int = 8) -> Int[Tensor, " T"]:
@@ -93,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     assert isinstance(untrained, GSAS)
     rows: dict[str, list[tuple[float, float, float]]] = {}
     losses: dict[str, list[tuple[float, float, float, float]]] = {}
+    plans: dict[str, list[tuple[float, float, float, float]]] = {}
     for batch in clouds:
         tokens, centres = tokens_of(detector, batch)
         places = centres[0].repeat(tokens.shape[1], 1)
@@ -107,6 +112,12 @@ def main(arguments: list[str] | None = None) -> None:
             for how, row in ways.items():
                 rows.setdefault(f"{name}, {how}", []).append(scores(row[0], places))
             losses.setdefault(name, []).append(measured(plan, centres, detector.locality_sigma))
+        affinity = detector.gsas.affinity(detector.gsas.describe(tokens, centres)).detach()
+        for tau, iterations in ((detector.gsas.tau, detector.gsas.iterations), *COLDER):
+            plan = sinkhorn(affinity, tau, iterations)
+            entropy, _, _, row = measured(plan, centres, detector.locality_sigma)
+            step, _, different = scores(order(plan, "argmax")[0], places)
+            plans.setdefault(f"{tau:g}, {iterations}", []).append((entropy, different, step, row))
         fixed: dict[str, Callable[[], Tensor]] = {
             "random": lambda: FixedOrder("random").order(places[None])[0],  # noqa: B023
             "coordinate": lambda: FixedOrder("coordinate").order(places[None])[0],  # noqa: B023
@@ -123,6 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name, values in losses.items():
         entropy, local, column, row = np.array(values).T
         print(f"| {name} | {entropy.mean():.3f} | {local.mean():.4f} | {column.max():.1e} | {row.max():.1e} |")
+    print("\n| tau, iterations | column entropy, nats | different | step | largest error of a row sum, in S/T |")
+    print("|:--|--:|--:|--:|--:|")
+    for name, values in plans.items():
+        entropy, different, step, row = np.array(values).T
+        print(f"| {name} | {entropy.mean():.2f} | {different.mean():.2f} | {step.mean():.2f} | {row.max():.2f} |")
 
 
 @torch.no_grad()

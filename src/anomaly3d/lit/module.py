@@ -35,8 +35,9 @@ class AnomalyModule(L.LightningModule):
 
     AdamW with linear warm-up and cosine decay to zero, stepped every batch. Training ends with the last
     checkpoint; nothing is chosen on test data. Each validation during training chooses the thresholds of largest F1 on
-    its clouds, made from training clouds; a checkpoint of the same weights carries them, and its test reports precision
-    and recall there.
+    its clouds, made from training clouds [ours: papers name no threshold; a quantile of training scores would fix the
+    share of normal clouds that is refused, and say nothing of defects]; a checkpoint of the same weights carries them,
+    and its test reports precision and recall there.
 
     Args:
         detector: the model; frozen parameters are left out of the optimizer.
