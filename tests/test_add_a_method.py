@@ -35,3 +35,9 @@ def test_the_page_leads_from_an_empty_file_to_a_row_in_the_table(tmp_path: Path)
     assert table["o_auroc_mean"].between(0, 1).all()
     tested = pd.read_csv(tmp_path / "runs/curvature_small/version_1/test/metrics.csv")
     assert sorted(tested["category"]) == ["flange", "gear"]
+    others = "anomaly3d test --config curvature_small.yaml --model.detector.init_args.neighbours 48 --ckpt_path "
+    others += "runs/curvature_small/version_0/checkpoints/last.ckpt"
+    environment["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run(others.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "trained with neighbours=24, but the configuration says neighbours=48" in done.stderr

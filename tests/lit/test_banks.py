@@ -20,6 +20,7 @@ from anomaly3d.errors import InputError
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
+from anomaly3d.models.m3dm import M3DM
 from anomaly3d.models.patchcore import PatchCore
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.models.simple3d import Simple3D
@@ -72,6 +73,41 @@ def test_a_memory_of_other_settings_is_refused(make: Any, name: str, trained: An
         other.on_load_checkpoint(checkpoint)
     del checkpoint["anomaly3d"]["settings"]  # as older versions wrote it
     other.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "one", "other"),
+    [
+        (partial(Tokens, register=True), {"hypotheses"}, {}, {"hypotheses": 7}),
+        (
+            partial(Tokens, register=True, resolution=0.05),
+            {"complete", "complete_gap"},
+            {},
+            {"complete": True, "complete_gap": 5.0},
+        ),
+        (partial(BTF, protocol="paper", voxel_size=0.5), {"reweighting"}, {"reweighting": 3}, {"reweighting": 9}),
+        (
+            partial(
+                M3DM, protocol="paper", num_groups=8, group_size=8, backbone_size="tiny", backbone_weights="random"
+            ),
+            {"reweighting"},
+            {"reweighting": 3},
+            {"reweighting": 9},
+        ),
+    ],
+)
+def test_thresholds_belong_to_how_a_memory_is_read(
+    make: Any, names: set[str], one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    pytest.importorskip("open3d")
+    first, second = make(**one).scoring_settings(), make(**other).scoring_settings()
+    assert {name for name in first if first[name] != second[name]} == names
+
+
+@pytest.mark.parametrize("setting", [{"register": True}, {"resolution": 0.05}, {"complete": True}])
+def test_m3dm_registers_nothing_and_says_so(setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(setting))}: M3DM registers no clouds"):
+        M3DM(backbone_size="tiny", backbone_weights="random", **setting)
 
 
 def test_how_a_memory_is_scored_may_change(tmp_path: Path) -> None:

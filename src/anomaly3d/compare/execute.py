@@ -59,7 +59,8 @@ def start(run: Run, share: dict[str, str], lock: int, poses: Path) -> subprocess
     run.folder.mkdir(parents=True, exist_ok=True)
     fingerprint = run.folder / "fingerprint"
     if not fingerprint.exists() or fingerprint.read_text() != run.fingerprint:
-        # A checkpoint of other settings must not be gone on from.
+        # A checkpoint of other settings must not be gone on from, nor its result stand beside one of these.
+        (run.folder / "record.json").unlink(missing_ok=True)
         (run.folder / "trained").unlink(missing_ok=True)
         (run.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         fingerprint.write_text(run.fingerprint)

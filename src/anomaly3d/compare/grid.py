@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from anomaly3d.models.backbones.weights import SHIPPED
 
 Setting = Literal["unified", "per-category"]
@@ -67,11 +69,10 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
-        content = json.dumps([self.config.read_text(), self.arguments, self.split, self.data_sha256])
-        files = [Path(value) for value in self.overrides.values() if isinstance(value, str)]  # parts, weights
-        files += SHIPPED.values()
-        parts = [path.read_bytes() for path in files if path.is_file()]
-        return hashlib.sha256(b"".join([content.encode(), *parts])).hexdigest()
+        content = json.dumps([self.arguments, self.split, self.data_sha256])
+        files: dict[Path, bytes] = {path: path.read_bytes() for path in SHIPPED.values()}
+        _read_named({"": str(self.config), **self.overrides}, [Path()], files)
+        return hashlib.sha256(b"".join([content.encode(), *files.values()])).hexdigest()
 
 
 def expand(
@@ -103,6 +104,22 @@ def expand(
                         dataset=dataset,
                         data_sha256=hashlib.sha256("".join(data[name] for name in group).encode()).hexdigest(),
                     )
+
+
+def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, bytes]) -> None:
+    """Content of every file that a value names, and that a recipe among them names: its parts, and weights."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _read_named(part, folders, found)
+    if not isinstance(value, str) or not 0 < len(value) < 1000 or "\n" in value:
+        return
+    for path in (folder / Path(value).expanduser() for folder in folders):
+        if path.is_file() and path not in found:
+            found[path] = path.read_bytes()
+            if path.suffix in (".yaml", ".yml"):
+                _read_named(yaml.safe_load(found[path]), [Path(), path.parent], found)
 
 
 def _text(value: Any) -> str:

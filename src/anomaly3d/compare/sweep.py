@@ -65,7 +65,11 @@ def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
     if split != "val" or metric not in METRICS:
         known = ", ".join(f"val/{known}" for known in METRICS)
         raise InputError(f"{file}: metric '{name}'; choose from {known} (nothing is chosen on test clouds)")
-    fixed: dict[str, Any] = dict(_flag(file, part) for part in command if part.startswith("--") and not _logs(part))
+    fixed: dict[str, Any] = {}
+    for key, value in (_flag(file, part) for part in command if part.startswith("--") and not _logs(part)):
+        if key in fixed:
+            raise InputError(f"{file}: the command names --{key} twice; without a server each can stand once")
+        fixed[key] = value
     config = fixed.pop("config", None)
     if config is None:
         raise InputError(f"{file}: the command names no --config=RECIPE")

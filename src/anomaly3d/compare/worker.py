@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError
 from anomaly3d.lit.callbacks import PointScores
+from anomaly3d.lit.checkpoints import stopped
 from anomaly3d.lit.cli import AnomalyCLI
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.report.files import write_text
@@ -65,10 +66,11 @@ def execute(folder: Path, split: str, fingerprint: str, data_sha256: str, argume
     assert isinstance(module, AnomalyModule)
     assert isinstance(data, PointCloudDataModule)
     last, trained = folder / "checkpoints" / "last.ckpt", folder / "trained"
-    if not trained.exists():
+    # A training that stopped early, killed before it said so, would go on.
+    if not trained.exists() and not (last.exists() and stopped(last)):
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-        if trainer.is_global_zero:
-            trained.touch()
+    if trainer.is_global_zero:
+        trained.touch()
     module.result = None
     # From the file in any case: whether a training has just ended, or had before a kill, makes no difference.
     (trainer.test if split == "test" else trainer.validate)(module, data, ckpt_path=last, verbose=False)

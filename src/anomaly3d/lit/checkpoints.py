@@ -47,3 +47,9 @@ def check_checkpoint(path: Path) -> None:
             f"{path}: no checkpoint of a training; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt, and "
             "weights of a backbone go to --model.detector.init_args.backbone_weights"
         )
+
+
+def stopped(path: Path) -> bool:
+    """Whether the training of a checkpoint that anomaly3d wrote had decided to end when it was written."""
+    made_by = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("anomaly3d", {})
+    return bool(made_by.get("stopped"))

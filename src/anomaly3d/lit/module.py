@@ -219,6 +219,7 @@ class AnomalyModule(L.LightningModule):
             "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
+            "stopped": self.trainer.should_stop,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ def label_regions(
     nearest = tree.query(labelled, k=2)[0][:, 1]
     apart = nearest[nearest > 0]
     longest = radius * np.median(apart) if len(apart) else 0.0
-    edges = KDTree(labelled).query_pairs(longest, output_type="ndarray")
-    graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(len(labelled),) * 2)
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    places, place = np.unique(labelled, axis=0, return_inverse=True)  # copies of a point would make a pair each
+    edges = KDTree(places).query_pairs(longest, output_type="ndarray")
+    graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(len(places),) * 2)
+    return connected_components(graph, directed=False)[1].astype(np.int64)[place.reshape(-1)]

@@ -78,6 +78,10 @@ class BTF(BankDetector):
         """The features."""
         return super().fixed_settings() | self.features.settings()
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """And the rows that weigh an object's score."""
+        return super().scoring_settings() | {"reweighting": None if self.protocol == "strict" else self.reweighting}
+
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "K D"]:
         """Features of the key points."""
         return self._describe(cloud)[1]

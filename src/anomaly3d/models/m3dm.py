@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from anomaly3d.errors import check_range
+from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.components.scoring import Propagate, Protocol
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE, thirds
 
@@ -24,7 +24,8 @@ class M3DM(PatchCorePointMAE):
         coreset_share: share of the tokens kept [paper: 0.1].
         backbone_blocks: blocks whose normalised tokens are joined; None takes those at a third, two thirds and the
             whole of the backbone's depth: 4, 8, 12 of 12 [paper]; of the shipped 6 they are 2, 4, 6 [ours].
-        propagate: from tokens to points [paper: inverse distances].
+        propagate: scores from tokens to points [ours: by inverse distances, by which the paper interpolates features;
+            Real3D-AD's code takes the nearest patch's].
         reweighting: rows of the bank by which the object score is weighed under `paper` [code: 3], as in `BTF`; under
             `strict` it is the largest point score.
         protocol: as in `PatchCorePointMAE`.
@@ -45,6 +46,9 @@ class M3DM(PatchCorePointMAE):
         **settings: Any,
     ) -> None:
         check_range(2, inf, reweighting=reweighting)
+        for name in ("register", "complete", "resolution"):
+            if settings.pop(name, None):
+                raise InputError(f"{name}: M3DM registers no clouds; drop it, or take PatchCore(PointMAE)")
         super().__init__(
             num_groups=(4096 if protocol == "strict" else 16384) if num_groups is None else num_groups,
             group_size=group_size,

@@ -136,6 +136,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
             "coreset_share": self.coreset_share,
         }
 
+    def scoring_settings(self) -> dict[str, Any]:
+        """And how a cloud is completed."""
+        ours = {"complete": self.completion.complete, "complete_gap": self.completion.gap}
+        return super().scoring_settings() | ours | {"reweighting": self.reweighting}
+
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Tensor:
         """The points where they are registered first, else the tokens."""
         if not self.register_clouds:

@@ -28,8 +28,9 @@ class Reg3DAD(PatchCorePointMAE):
     features to the nearest row of the bank but themselves, per category [ours]. This departs from the publication under
     `paper` too: the scores of a cloud may not depend on the other test clouds.
 
-    The object's score is the largest of s; under `paper` the mean of the largest of both maps, weighed likewise [code],
-    which need not lie at one point.
+    Under `paper` d are squared distances, as the search of the public code gives them: squares weigh the two maps
+    otherwise [code]. The object's score is the largest of s; under `paper` the mean of the largest of both maps,
+    weighed likewise [code], which need not lie at one point.
 
     Args:
         coordinate_share: w; None takes 0.5 under `paper` and 0.6 under `strict`, which did best on validation clouds of
@@ -64,7 +65,7 @@ class Reg3DAD(PatchCorePointMAE):
             xyz = torch.cat(placed)
             every = self.collect(self.placed_tokens(placed, template, category))
             kept, kept_tokens = greedy_coreset(xyz, self.coreset_size), self.coreset(every)
-            ranges.append(torch.stack([_range(xyz, kept), _range(every, kept_tokens)]))
+            ranges.append(self._measure(torch.stack([_range(xyz, kept), _range(every, kept_tokens)])))
             coordinates.append(xyz[kept])
             tokens.append(every[kept_tokens])
         self.coordinates, self.coordinate_offsets = pack(coordinates)
@@ -76,8 +77,9 @@ class Reg3DAD(PatchCorePointMAE):
         category, registration, logits = self.placing().place(cloud)
         placed = registration.apply(cloud)
         groups, tokens = self.seen_tokens(placed, name, self.placing().templates[category])
-        errors = nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0]
-        distance = nearest(placed, unpack(self.coordinates, self.coordinate_offsets)[category])[0][:, 0]
+        errors = self._measure(nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0])
+        coordinates = unpack(self.coordinates, self.coordinate_offsets)[category]
+        distance = self._measure(nearest(placed, coordinates)[0][:, 0])
         (low, high), (token_low, token_high) = self.ranges[category]
         errors = (errors - token_low) / (token_high - token_low)
         batch = PointCloudBatch.pack([placed], [name])
@@ -86,6 +88,9 @@ class Reg3DAD(PatchCorePointMAE):
         points = torch.lerp(token_map, coordinate_map, self.coordinate_share)
         apart = torch.lerp(token_map.max(), coordinate_map.max(), self.coordinate_share)
         return Scored(points, points.max() if self.protocol == "strict" else apart, logits)
+
+    def _measure(self, distance: Tensor) -> Tensor:
+        return distance if self.protocol == "strict" else distance.square()
 
 
 def _range(rows: Float[Tensor, "N D"], kept: Int[Tensor, " M"]) -> Float[Tensor, " 2"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,10 @@ class RegisteredBankDetector(BankDetector):
         """As in `BankDetector`, and for the templates."""
         super().make_room(state)
         self.templates.make_room(part_of(state, "templates."))
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """And how many poses are tried."""
+        return super().scoring_settings() | {"hypotheses": self.settings.hypotheses}
 
     def placing(self) -> CategoryTemplates:
         """The templates, ready to register to."""

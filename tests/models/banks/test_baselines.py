@@ -94,6 +94,7 @@ RANKING = {
     "patchcore-fpfh-raw": 0.95,
     "btf-fpfh": 0.75,
     "simple3d": 0.7,
+    "reg3dad": 0.99,
 }
 
 
@@ -344,9 +345,9 @@ def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
     detector = fit(METHODS["reg3dad"](smooth="none", propagate="nearest", coordinate_share=share), few)
     assert isinstance(detector, Reg3DAD)
 
-    def stretched(distance: np.ndarray, bank: np.ndarray) -> np.ndarray:
-        among = np.sort(cdist(bank, bank), axis=1)[:, 1]  # no coreset: the bank holds all training features
-        return (distance - among.min()) / (among.max() - among.min())
+    def stretched(distance: np.ndarray, bank: np.ndarray, power: int = 1) -> np.ndarray:
+        among = np.sort(cdist(bank, bank), axis=1)[:, 1] ** power  # no coreset: the bank holds all training features
+        return (distance**power - among.min()) / (among.max() - among.min())
 
     for category, shape in enumerate((bracket, plate)):
         cloud = batch([bumped(shape(700, 20), (3.5, 1.0, 0.6))[0]])
@@ -356,19 +357,25 @@ def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
         bank = detector.bank.split(detector.offsets.diff().tolist())[category].numpy()
         centres = (groups.centres[0] * groups.radius[0] + groups.centroid[0]).numpy()
         nearest_patch = cdist(placed.numpy(), centres).argmin(1)
-        of_coordinates = stretched(cdist(placed.numpy(), coordinates).min(1), coordinates)
-        of_tokens = stretched(cdist(tokens.numpy(), bank).min(1), bank)[nearest_patch]
+        to_coordinates, to_bank = cdist(placed.numpy(), coordinates).min(1), cdist(tokens.numpy(), bank).min(1)
+        of_coordinates = stretched(to_coordinates, coordinates)
+        of_tokens = stretched(to_bank, bank)[nearest_patch]
         assert min(of_coordinates.std(), of_tokens.std()) > 0.05  # neither map is lost in the mean
         scores = detector.score(cloud)
         expected = share * of_coordinates + (1 - share) * of_tokens
         np.testing.assert_allclose(scores.point_scores.numpy(), expected, rtol=1e-3, atol=1e-3)
         assert scores.object_scores[0] == scores.point_scores.max()
 
-        detector.protocol = "paper"
-        published = detector.score(cloud).object_scores[0].item()
-        detector.protocol = "strict"
-        assert published == pytest.approx(share * of_coordinates.max() + (1 - share) * of_tokens.max(), rel=1e-3)
-        assert published > scores.object_scores[0]  # the maxima of the two maps lie at two points
+        # As published: of squared distances, and the maxima of the two maps, which lie at two points.
+        detector.protocol, detector.ranges = "paper", detector.ranges.square()
+        published = detector.score(cloud)
+        detector.protocol, detector.ranges = "strict", detector.ranges.sqrt()
+        maps = stretched(to_coordinates, coordinates, 2), stretched(to_bank, bank, 2)[nearest_patch]
+        expected = share * maps[0] + (1 - share) * maps[1]
+        np.testing.assert_allclose(published.point_scores.numpy(), expected, rtol=1e-3, atol=1e-3)
+        apart = share * maps[0].max() + (1 - share) * maps[1].max()
+        assert published.object_scores[0].item() == pytest.approx(apart, rel=1e-3)
+        assert apart > expected.max()
 
 
 def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):

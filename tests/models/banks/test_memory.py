@@ -14,8 +14,10 @@ from anomaly3d.models.components.point_scoring import PointScoring
 @pytest.mark.parametrize("width", [3, 33])
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("far", [0.0, 500.0])
-def test_nearest_is_brute_force(width, k, far, monkeypatch):
+@pytest.mark.parametrize("values", [1 << 26, 600])
+def test_nearest_is_brute_force(width, k, far, values, monkeypatch):
     monkeypatch.setattr(memory, "_CHUNK_DISTANCES", 1000)  # many pieces
+    monkeypatch.setattr(memory, "_CHUNK_VALUES", values)  # the bank whole, or in pieces too
     query, bank = torch.randn(70, width) + far, torch.randn(300, width) + far
     distance, index = nearest(query, bank, k)
     full = cdist(query.double().numpy(), bank.double().numpy())

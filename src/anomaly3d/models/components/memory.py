@@ -13,6 +13,7 @@ from torch import Tensor
 from anomaly3d.ops.precision import no_autocast
 
 _CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
+_CHUNK_VALUES = 1 << 26  # of the bank, of which the search makes a copy: 256 MiB
 _TREE_COLUMNS = 4  # up to here a k-d tree beats the search through everything
 
 
@@ -22,9 +23,10 @@ def nearest(
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """Euclidean distances, ascending, and indices of each query's k nearest rows of the bank.
 
-    In pieces, so that no bank is too large. Neighbours are found by |b|^2 - 2qb about the bank's mean, in float32,
-    and their distances then computed from differences: a row may be passed over for one as near to seven digits of the
-    norms, but no distance is rounded by them. On the CPU narrow features go through a k-d tree.
+    In pieces, also of the bank, so that none is too large: beside it 0.6 GiB at most are held. Neighbours are found by
+    |b|^2 - 2qb about the bank's mean, in float32, and their distances then computed from differences: a row may be
+    passed over for one as near to seven digits of the norms, but no distance is rounded by them. On the CPU narrow
+    features go through a k-d tree.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} nearest neighbours in a bank of {len(bank)} rows")
@@ -34,15 +36,31 @@ def nearest(
         return distance.to(query), index
     with no_autocast(bank):
         centre = bank.mean(0)
-        rows, half_norm = (bank - centre).T.contiguous(), (bank - centre).square().sum(1) / 2
-        found = []
-        for part in (query - centre).split(max(1, _CHUNK_DISTANCES // len(bank))):
-            likeness = torch.addmm(half_norm, part, rows, alpha=-1)
-            found.append(likeness.argmin(1, keepdim=True) if k == 1 else likeness.topk(k, largest=False).indices)
-        index = torch.cat(found)
+        pieces = bank.split(max(k, _CHUNK_VALUES // bank.shape[1]))
+        value, index = _likest(query - centre, pieces[0] - centre, k)
+        first = len(pieces[0])
+        for piece in pieces[1:]:
+            more, at = _likest(query - centre, piece - centre, min(k, len(piece)))
+            value, place = torch.cat([value, more], 1).sort(dim=1, stable=True)
+            value, index = value[:, :k], torch.cat([index, at + first], 1).gather(1, place[:, :k])
+            first += len(piece)
         exact = [(q[:, None] - bank[i]).norm(dim=-1) for q, i in zip(query.split(4096), index.split(4096), strict=True)]
         distance, order = torch.cat(exact).sort(dim=1, stable=True)
         return distance, index.gather(1, order)
+
+
+def _likest(
+    query: Float[Tensor, "N D"], rows: Float[Tensor, "m D"], k: int
+) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """The k smallest |b|^2 / 2 - qb of each query, and whose they are."""
+    half_norm, rows = rows.square().sum(1) / 2, rows.T.contiguous()
+    values, found = [], []
+    for part in query.split(max(1, _CHUNK_DISTANCES // len(half_norm))):
+        likeness = torch.addmm(half_norm, part, rows, alpha=-1)
+        value, index = likeness.min(1, keepdim=True) if k == 1 else likeness.topk(k, largest=False)
+        values.append(value)
+        found.append(index)
+    return torch.cat(values), torch.cat(found)
 
 
 class Recognised(NamedTuple):

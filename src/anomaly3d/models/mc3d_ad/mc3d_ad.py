@@ -193,7 +193,8 @@ class MC3DAD(PlacingDetector):
         patches = {"group_size": self.patches.group_size, "voxel_size": self.patches.voxel_size}
         tokens = {"backbone_blocks": self.backbone_blocks, "standardise": self.standardise}
         masks = {"mask_ratio": self.mask_ratio, "geometry_radius": self.geometry_radius, "heads": self.heads}
-        return super().fixed_settings() | patches | tokens | masks
+        frame = {} if self.placement is None else {"protocol": self.protocol}  # which decides whose frame clouds are in
+        return super().fixed_settings() | patches | tokens | masks | frame
 
     def scoring_settings(self) -> dict[str, Any]:
         """And the number of patches, the order that they depend on, the masks, and rows that are averaged."""
