@@ -60,6 +60,25 @@ def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     assert run.fingerprint != before
 
 
+def test_files_that_a_recipe_names_belong_to_the_run_however_deep(tmp_path: Path) -> None:
+    weights, part, recipe = (tmp_path / name for name in ("backbone.pt", "model.yaml", "recipe.yaml"))
+    weights.write_bytes(b"one")
+    part.write_text(f"detector: {{init_args: {{backbone_weights: {weights}}}}}\n")
+    recipe.write_text("model: model.yaml\ntrainer: {max_epochs: 1}\n")  # beside the recipe
+    nested = {"model.detector": {"init_args": {"backbone_weights": str(weights)}}}
+    runs = [
+        next(iter(expand({"A": method}, ["unified"], [0], {"x": ""}, {}, tmp_path)))
+        for method in (Method(recipe), Method(CONF / "sedir.yaml", nested))
+    ]
+    before = [run.fingerprint for run in runs]
+    assert [run.fingerprint for run in runs] == before
+    weights.write_bytes(b"two")
+    changed = [run.fingerprint for run in runs]
+    assert all(a != b for a, b in zip(before, changed, strict=True))
+    part.write_text(part.read_text() + "lr: 0.2\n")
+    assert [a == b for a, b in zip(changed, (run.fingerprint for run in runs), strict=True)] == [False, True]
+
+
 def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path) -> None:
     methods, chosen = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(parts), "data.categories": ["gear"]}
     runs = list(grid(methods, tmp_path, ["unified", "per-category"], [0], chosen, "test"))
@@ -273,10 +292,13 @@ def test_a_training_that_stopped_early_is_not_gone_on_with(tmp_path: Path, parts
     record = json.loads((folder / "record.json").read_text())
     assert json.loads((folder / "progress.json").read_text())["epoch"] < 9
     table = (tmp_path / "out/comparison.csv").read_bytes()
-    (folder / "record.json").unlink()  # killed while it tested
-    main(command)
-    assert json.loads((folder / "record.json").read_text())["results"] == record["results"]
-    assert (tmp_path / "out/comparison.csv").read_bytes() == table
+    # Killed while it tested, and killed after the last checkpoint, before the training said that it had ended.
+    for lost in (["record.json"], ["record.json", "trained"]):
+        for name in lost:
+            (folder / name).unlink()
+        main(command)
+        assert json.loads((folder / "record.json").read_text())["results"] == record["results"]
+        assert (tmp_path / "out/comparison.csv").read_bytes() == table
 
 
 TABLES = [f"comparison{kind}.{suffix}" for kind in ("", "_by_category") for suffix in ("csv", "md", "tex")]

@@ -151,6 +151,7 @@ def test_the_search_ranks_on_validation_without_a_test_folder(parts: Path, tmp_p
         ({"parameters": {"model.lr": {"min": 0.1, "max": 1.0}}}, "'model.lr' has no `values`"),
         ({"command": ["anomaly3d", "fit", "${args}"]}, "no --config=RECIPE"),
         ({"command": ["anomaly3d", "--config", "x.yaml"]}, "--config=VALUE"),
+        ({"command": ["anomaly3d", "--config=a.yaml", "--config=b.yaml"]}, "names --config twice"),
         ({"command": None}, "a sweep needs"),
         ({"parameters": {"model.lr": 3}}, "'model.lr' has no `values`"),
         ({"parameters": {"model.lr": {"values": 3}}}, "'model.lr' has no `values`"),

@@ -44,6 +44,11 @@ def test_normal_and_defective_clouds_of_every_category(records: list[CloudRecord
     samples = [split[i] for i in range(len(split))]
     assert [(s.category, s.label) for s in samples] == [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0), (1, 1), (1, 1)]
     assert len({sample.sample_id for sample in samples}) == 8
+    # What is drawn together in the bootstrap: views of one scan.
+    sources = split.sources()
+    assert sources.keys() == {sample.sample_id for sample in samples}
+    assert set(sources.values()) <= {record.source for record in records}
+    assert len(set(sources.values())) == len({record.source for record in records})
     for sample in samples:
         assert sample.cloud.mask is not None
         assert sample.cloud.xyz.dtype == np.float32

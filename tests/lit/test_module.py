@@ -28,6 +28,7 @@ from anomaly3d.lit.checkpoints import WholeCheckpoints
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
 from anomaly3d.lit.schedule import warmup_cosine
+from anomaly3d.metrics.result import EvaluationResult
 from anomaly3d.models.base import Detector
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
@@ -296,3 +297,14 @@ def test_pictures_show_as_many_kinds_as_there_are() -> None:
     elsewhere = [replace(r, category=name) for name in ("d", "e", "f") for r in records]
     firsts = {choose([r for r in elsewhere if r.category == name], 1)[0].split("/")[2] for name in ("d", "e", "f")}
     assert len(firsts) > 1
+
+
+def test_users_are_told_when_histograms_are_too_coarse() -> None:
+    module, data = AnomalyModule(Distance(), lr=0.1), Clouds("unused")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with mock.patch.object(EvaluationResult, "largest_error", 0.02), pytest.warns(UserWarning, match="off by 2 points"):
+        trainer.test(module, data, verbose=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.test(module, data, verbose=False)
+    assert not any("off by" in str(w.message) for w in caught)

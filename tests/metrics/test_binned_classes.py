@@ -370,3 +370,21 @@ def test_two_processes_add_up_on_one_grid(tmp_path):
     assert lower <= roc_auc_score(target.numpy(), scores.numpy()) <= upper
     assert upper - lower < 1e-3
     assert np.isfinite(value.item())
+
+
+def test_a_stray_point_of_the_first_cloud_does_not_make_later_ones_coarse():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.cat([0.01 + 0.01 * torch.rand(19_999, generator=generator), torch.tensor([0.995])])
+    clouds = [(first, torch.zeros(20_000, dtype=torch.bool))]
+    for _ in range(20):
+        target = torch.rand(20_000, generator=generator) < 0.05
+        clouds.append((torch.sigmoid(5.3 + torch.randn(20_000, generator=generator) + target), target))
+    metrics = BinnedAUROC(), BinnedAveragePrecision()
+    for metric in metrics:
+        for scores, target in clouds:
+            metric.update(scores, target)
+    scores, target = (torch.cat(part).numpy() for part in zip(*clouds, strict=True))
+    for metric, exact in zip(metrics, (roc_auc_score, average_precision_score), strict=True):
+        found = metric.compute()
+        assert found.lower <= exact(target, scores) <= found.upper
+        assert found.upper - found.lower < 1e-2  # without, 0.3 and more

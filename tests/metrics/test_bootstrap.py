@@ -189,3 +189,13 @@ def test_copies_of_a_scan_do_not_narrow_the_interval():
         assert known[metric] == pytest.approx(single[metric], abs=1e-2), metric
         width = [high - low for low, high in (known[metric], taken_for_new[metric])]
         assert width[1] < 0.9 * width[0], metric
+
+
+@pytest.mark.parametrize("anomalous", [1, 2])
+def test_draws_of_a_single_scan_say_nothing(anomalous):
+    label, objects, scores, masks, regions = make_category(0)
+    kept = np.concatenate([np.flatnonzero(~label), np.flatnonzero(label)[:anomalous]])
+    parts = ([part[i] for i in kept] for part in (scores, masks, regions))
+    found = confidence_intervals("cup", label[kept], objects[kept], sketched(*parts), replicates=50)
+    assert found.keys() == ({"o_auroc"} if anomalous == 1 else {"o_auroc", "o_aupr", "p_auroc", "p_aupr", "aupro"})
+    assert found["o_auroc"][1] - found["o_auroc"][0] > 0.3

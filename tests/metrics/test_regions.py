@@ -70,3 +70,16 @@ def test_points_at_one_place_are_one_region():
     doubled = np.concatenate([xyz, xyz[mask]])
     found = label_regions(doubled, np.concatenate([mask, np.ones(mask.sum(), dtype=bool)]))
     assert len(found) == 2 * mask.sum()
+
+
+def test_copies_of_a_point_cost_no_memory():
+    import tracemalloc
+
+    xyz, mask = plane(1)
+    again = np.repeat(xyz[mask][:1], 20_000, axis=0)  # a pair of each two would take 3 GB
+    tracemalloc.start()
+    found = label_regions(np.concatenate([xyz, again]), np.append(mask, np.ones(20_000, dtype=bool)))
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert same_partition(found[: mask.sum()], label_regions(xyz, mask))
+    assert set(found[mask.sum() :]) == {found[0]}

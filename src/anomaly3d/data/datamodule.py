@@ -129,6 +129,7 @@ class PointCloudDataModule(LightningDataModule):
         self.category_names: tuple[str, ...] = ()
         self._cache_bytes = int(cache_gb * 2**30) // max(1, num_workers)
         self._records: dict[str, list[CloudRecord]] = {}
+        self._view_sources: dict[str, str] = {}
 
     def index(self, split: Split) -> list[CloudRecord]:
         """Records of one split of the chosen categories, without looking at the other split."""
@@ -152,8 +153,11 @@ class PointCloudDataModule(LightningDataModule):
         return self._records[split]
 
     def sources(self) -> dict[str, str]:
-        """The scan that each test cloud derives from, by sample id; of none before `setup("test")`."""
-        return {record.sample_id: record.source for record in self._records.get("test", ())}
+        """The scan that each test cloud, and each view that validates, derives from, by sample id.
+
+        Of no test cloud before `setup("test")`, and of no view before `val_dataloader`.
+        """
+        return self._view_sources | {record.sample_id: record.source for record in self._records.get("test", ())}
 
     def file_of(self, sample_id: str) -> Path | None:
         """The file of a cloud that was indexed; None of validation clouds, which are made."""
@@ -194,6 +198,7 @@ class PointCloudDataModule(LightningDataModule):
             self.val_seed,
             self._cache_bytes,
         )
+        self._view_sources = dataset.sources()
         return self._loader(dataset, self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:

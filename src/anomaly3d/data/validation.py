@@ -110,6 +110,13 @@ class ValidationDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._plan)
 
+    def sources(self) -> dict[str, str]:
+        """The scan that each view is made of, by the view's sample id."""
+        return {self._key(record, turn): record.source for record, turn in self._plan}
+
+    def _key(self, record: CloudRecord, turn: int) -> str:
+        return f"{record.category}/val/{'defective' if turn >= self.normal else 'good'}{turn}"
+
     def __getitem__(self, index: int) -> Sample:
         record, turn = self._plan[index]
         category = self.category_names.index(record.category)
@@ -117,7 +124,7 @@ class ValidationDataset(Dataset[Sample]):
         # Categories start with different kinds, so that a few clouds each make a varied set.
         first = zlib.crc32(record.category.encode())
         kind = KINDS[(first + turn - self.normal) % len(KINDS)] if defective else None
-        key = f"{record.category}/val/{'defective' if defective else 'good'}{turn}"
+        key = self._key(record, turn)
         rng = _generator(self.seed, record.category, turn + 1)
         cloud = self.cache.get(
             key, lambda: make_view(self.reader(record, with_mask=False).xyz, kind, rng, self.settings)

@@ -29,6 +29,9 @@ from anomaly3d.models.base import Detector
 from anomaly3d.models.components.pose_store import spared_seconds
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
+_LOOSE = 1e-2
+"""Certain bound on the error of a point metric from which users are told."""
+
 
 class AnomalyModule(L.LightningModule):
     """Trains and evaluates a detector.
@@ -174,6 +177,12 @@ class AnomalyModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the macro means of the test split."""
         self._finish_evaluation("test")
+        assert self.result is not None
+        if (error := self.result.largest_error) > _LOOSE:
+            rank_zero_warn(
+                f"a point metric of one category may be off by {100 * error:.2g} points, as histograms of fixed size "
+                "count its scores; --model.exact_metrics true keeps and sorts them"
+            )
 
     def _start_evaluation(self, exact: bool) -> None:
         self._evaluation_started = _clock()

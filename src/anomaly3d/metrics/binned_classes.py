@@ -55,12 +55,12 @@ class Histograms(NamedTuple):
 class ScoreHistograms(Metric):
     """Histograms of the anomalous and the normal scores of each category, fine where the scores are.
 
-    The grid (`metrics/grid.py`) covers every float. A cell that is met for the first time is cut into bins by its share
-    of the update, half by all normal and half by all anomalous scores in it; each update may use half of the bins that
-    are left. Before states are added up (of processes, by `merge_state`, or by `forward`, which counts a batch alone),
-    all take the coarser of their grids, so that every process gets the same sums. The order of updates and their
-    distribution over processes decide the grid, and move values within the bounds; the order of the scores in an update
-    changes nothing.
+    The grid (`metrics/grid.py`) covers every float. A cell that is met for the first time is cut into bins, once: half
+    of the bins go to all such cells alike, a quarter each by their shares of the update's normal and anomalous scores;
+    each update may use half of the bins that are left. Before states are added up (of processes, by `merge_state`, or
+    by `forward`, which counts a batch alone), all take the coarser of their grids, so that every process gets the same
+    sums. The order of updates and their distribution over processes decide the grid, and move values within the bounds;
+    the order of the scores in an update changes nothing.
 
     State: 24 bytes per bin and 16 kB per category, under any amount of points; a gather holds that once per process for
     a moment. Each sample must be given once: sums cannot be freed of repeats (see `Evaluator`).
@@ -135,7 +135,8 @@ class ScoreHistograms(Metric):
         share = torch.stack([part / part.sum() for part in parts if part.any()]).mean(0)
         free = (share > 0) & (grid.cell_counts(self.positives[category] + self.negatives[category]) == 0)
         if free.any():
-            _take(self._states, category, grid.refined(free, share, room))
+            # Half of it alike: a cell that few of the first scores are in may be where most later ones are.
+            _take(self._states, category, grid.refined(free, (share + 1 / free.sum()) / 2, room))
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """One grid for both states, then torchmetrics' sums; `forward` and `merge_state` come here."""

@@ -61,7 +61,8 @@ def confidence_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of o_auroc, o_aupr and, with `points`, p_auroc, p_aupr and aupro of one category.
 
-    Without clouds of both labels those of the points alone.
+    Without clouds of both labels those of the points alone. Where a label that counts has one scan, whose draws cannot
+    vary, only that of o_auroc.
 
     The same clouds in the same order give the same intervals in every process and run.
 
@@ -77,15 +78,16 @@ def confidence_intervals(
     source = np.arange(len(label)) if source is None else source
     drawn = multiplicities(label, replicates, np.random.default_rng([seed, crc32(name.encode())]), source)
     scans = [len(np.unique(source[label == truth])) for truth in (False, True)]
-    tail = _tail(min(filter(None, scans), default=0))
+    fewest = min(filter(None, scans), default=0)
     found: dict[str, Interval] = {}
     if all(scans):
         one_hot = (object_score[:, None] == np.unique(object_score)).astype(np.float64)
         objects = (one_hot * label[:, None], one_hot * ~label[:, None])
         auroc = binned_auroc(*(torch.from_numpy(counts.sum(0)) for counts in objects)).value.item()
         found = {"o_auroc": newcombe(auroc, *scans)}
-        found |= _intervals(drawn, {"o_aupr": (binned_average_precision, *objects)}, tail)
-    if points is None:
+        if fewest > 1:
+            found |= _intervals(drawn, {"o_aupr": (binned_average_precision, *objects)}, _tail(fewest))
+    if points is None or fewest < 2:
         return found
     edges = _edges(points)
     negatives = _counts(points.normal, points.normal_points, edges)
@@ -96,7 +98,7 @@ def confidence_intervals(
         "p_aupr": (binned_average_precision, positives, negatives),
         "aupro": (binned_aupro, overlap, negatives),
     }
-    return found | _intervals(drawn, of_points, tail)
+    return found | _intervals(drawn, of_points, _tail(fewest))
 
 
 def multiplicities(
@@ -138,9 +140,7 @@ def newcombe(auroc: float, normal: int, anomalous: int) -> Interval:
 
 
 def _tail(scans: int) -> float:
-    """Share of the replicates beyond an end of the interval, from so many scans of the rarer label."""
-    if scans < 2:
-        return 0.0
+    """Share of the replicates beyond an end of the interval, from so many scans of the rarer label, 2 or more."""
     return float(norm.cdf(student.ppf((1 - LEVEL) / 2, scans - 1) * (scans / (scans - 1)) ** 0.5))
 
 

@@ -33,7 +33,8 @@ class Evaluator(nn.Module):
     process calls `compute` and gets the result over all clouds, each counted once.
 
     Points go into histograms of fixed size (64 MB for all categories); the bounds on the error stand in the result. An
-    exact evaluation keeps and sorts them instead (5 bytes per point, gathered over processes).
+    exact evaluation keeps and sorts them instead (5 bytes per point, gathered over processes, and about 50 bytes per
+    point of a category while it is computed).
 
     A distributed sampler pads its shares with repeated clouds. A cloud that a process has met is not counted again. One
     that two processes met is dropped once by an exact evaluation; a sum of histograms cannot be freed of it, so

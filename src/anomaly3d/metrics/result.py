@@ -88,6 +88,10 @@ class CategoryResult:
         """The 95 % interval of a metric; NaN without one."""
         return getattr(self, f"{metric}_ci_low"), getattr(self, f"{metric}_ci_high")
 
+    def largest_error(self, metric: str) -> float:
+        """How far a point metric may be off."""
+        return largest_error(*(getattr(self, f"{metric}{end}") for end in ("", "_lower", "_upper")))
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -108,6 +112,11 @@ class EvaluationResult:
     category_accuracy: float | None = None
     repeats: int = 0
     best_thresholds: Thresholds | None = None
+
+    @property
+    def largest_error(self) -> float:
+        """How far any point metric of any category may be off."""
+        return max((row.largest_error(metric) for row in self.rows for metric in POINT_METRICS), default=0.0)
 
     @property
     def undefined(self) -> dict[str, tuple[str, ...]]:
@@ -138,6 +147,12 @@ class EvaluationResult:
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(CategoryResult.__dataclass_fields__))
+
+
+def largest_error(value: float, lower: float, upper: float) -> float:
+    """How far a value may be from the one that its certain bounds enclose; 0 where there is none, or no bounds."""
+    error = max(value - lower, upper - value)
+    return 0.0 if math.isnan(error) else error
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:

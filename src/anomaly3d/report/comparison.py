@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly3d.errors import InputError
-from anomaly3d.metrics.result import METRICS, POINT_METRICS, mean_interval
+from anomaly3d.metrics.result import METRICS, POINT_METRICS, largest_error, mean_interval
 from anomaly3d.report.files import write_text
 from anomaly3d.report.published import MEAN, Published, published_metrics, published_of
-from anomaly3d.report.tables import HEADINGS, Table, largest_error, percent, percent_interval
+from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def comparison_tables(
         footer = [f"Percent; mean over {most:.0f} of {total} categories{deviation}."]
         with_intervals = any(row["o_auroc_interval"] for row in rows)
         if with_intervals:
-            footer.append("95 %: interval of the mean, for other test clouds of the same categories.")
+            footer.append("95 %: interval of the mean, for other clouds of the same categories.")
         footer += _errors(rows)
         named = any(not math.isnan(row["category_accuracy"]) for row in rows)
         footer += [_PUBLISHED] if reported else []
@@ -148,7 +148,7 @@ def category_tables(
                 if has_published:
                     line.extend(("", "") if row is None else _published(row, metric, published))
         footer = [
-            "Percent; in brackets the 95 % interval, for other test clouds."
+            "Percent; in brackets the 95 % interval, for other clouds."
             if any(row[f"{metric}_interval"] for row in means)
             else "Percent."
         ]

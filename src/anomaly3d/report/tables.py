@@ -186,7 +186,7 @@ def _further(result: EvaluationResult) -> list[str]:
     """Means of the metrics that have no column, a sentence each."""
     lines = []
     if any(row.p_auroc_upper > row.p_auroc_lower for row in result.rows):
-        worst = {m: max(_largest_error(row, m) for row in result.rows) for m in POINT_METRICS}
+        worst = {m: max(row.largest_error(m) for row in result.rows) for m in POINT_METRICS}
         errors = ", ".join(f"{HEADINGS[m]} {100 * error:.2g}" for m, error in worst.items())
         lines.append(f"Point metrics from histograms; certain bounds on their error, at most: {errors}.")
     if not math.isnan(result.mean_of("o_f1_max")):
@@ -201,16 +201,6 @@ def _further(result: EvaluationResult) -> list[str]:
             cells = f"precision {percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}"
             lines.append(f"At the threshold that the validation clouds chose, {what}: {cells}.")
     return lines
-
-
-def largest_error(value: float, lower: float, upper: float) -> float:
-    """How far a value may be from the one that its certain bounds enclose; 0 where there is none, or no bounds."""
-    error = max(value - lower, upper - value)
-    return 0.0 if math.isnan(error) else error
-
-
-def _largest_error(row: CategoryResult, metric: str) -> float:
-    return largest_error(*(getattr(row, f"{metric}{end}") for end in ("", "_lower", "_upper")))
 
 
 def _tex(text: str) -> str:
