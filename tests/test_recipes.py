@@ -43,7 +43,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "weighed": 3,
     },
     "Reg3D-AD": {**TOKENS, "register": True, "coreset_size": 10_000, "coreset_share": 1.0, "weighed": None},
-    "Simple3D": {**LARGEST, "neighbours": (40, 80, 120), "voxel": 0.5},
+    "Simple3D": {**LARGEST, "neighbours": (40, 80, 120)},
     "MC3D-AD": {"register": True, "told_category": True, "group_size": 128, "test_masks": "drawn"},
 }
 
@@ -64,7 +64,7 @@ def published(detector: Any) -> dict[str, Any]:
         found |= {"coreset_size": detector.coreset_size, "coreset_share": detector.coreset_share}
         found |= {"weighed": detector.reweighting}
     if isinstance(detector, Simple3D):
-        found |= {"neighbours": detector.neighbours, "voxel": detector.voxel_size}
+        found |= {"neighbours": detector.neighbours}
     if isinstance(detector, MC3DAD):
         found |= {"register": detector.placement is not None, "told_category": detector.told_category}
         found |= {"group_size": detector.patches.group_size, "test_masks": detector.test_masks}

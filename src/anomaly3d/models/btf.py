@@ -27,8 +27,10 @@ class BTF(BankDetector):
     is one bank per category. One detector of several keeps a bank for each, and takes the one with the smallest
     median distance [ours], which on scans from one side is often the wrong one (`CategoryBanks`).
 
-    Published code takes a histogram at every point of the file; its voxel of 0.5 mm only sets the radii. Ours also
-    filters the clouds to that voxel, and takes features at what is left [ours, under `paper` too: for speed].
+    Published code takes histograms at points of the file, every hundredth for the bank and every five-hundredth of a
+    test cloud, and gives the others the nearest one's score; its voxel of 0.5 mm only sets the radii. Ours filters the
+    clouds to that voxel, takes features at what is left, and carries scores by inverse distances of three [ours, under
+    `paper` too: for speed].
 
     Args:
         feature: `raw` coordinates or `fpfh`.
@@ -41,7 +43,7 @@ class BTF(BankDetector):
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
-            `paper`.
+            `paper`. Neither it nor `top_share` was chosen by a measurement.
         top_share: share of the largest point scores whose mean is the object's under `strict`; None takes 0.01 [ours].
         protocol: `strict` does not depend on the order of the points, the unit of the file, or the signs of normals.
         memory_gb: most memory for the features of the training clouds.

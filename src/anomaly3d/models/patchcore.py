@@ -25,12 +25,12 @@ from anomaly3d.models.registered_bank import RegisteredBankDetector
 class PatchCore(RegisteredBankDetector):
     """PatchCore(FPFH) and PatchCore(FPFH+Raw), as Real3D-AD (Liu et al., NeurIPS 2023) sets them up.
 
-    Clouds are registered to the first template of their category; a coreset of the training features is the bank
-    (Roth et al., PatchCore, CVPR 2022); a point's score is the distance of its feature to the bank, `min_m |f(x) - m|`.
-    One detector of several categories takes the one to which the cloud registers best [ours].
+    Clouds are registered to the first template of their category, by this package's registration (as it stands, FPFH
+    and RANSAC, a search of rotations, ICP) where public code has RANSAC alone [ours]; a coreset of the training
+    features is the bank (Roth et al., PatchCore, CVPR 2022); a point's score is the distance of its feature to the
+    bank, `min_m |f(x) - m|`. One detector of several categories takes the one to which the cloud registers best [ours].
 
-    Published code takes a histogram at every point of the file; its voxel of 0.5 mm only sets the radii. Ours also
-    filters the clouds to that voxel, and takes features at what is left [ours, under `paper` too: for speed].
+    Features are taken, and scores carried, as in `BTF` [ours, under `paper` too: for speed].
 
     Args:
         feature: `fpfh`, or `fpfh_raw`: coordinates beside it.
@@ -42,7 +42,7 @@ class PatchCore(RegisteredBankDetector):
         feature_neighbours: most points in it [paper: 100]; 20 on scans from one side, as in `BTF`.
         raw_weight: factor of the coordinates beside FPFH; None takes the root of 11 per unit of the file under `paper`
             [code: 11 copies of each coordinate], 165 per radius under `strict` [ours].
-        hypotheses: triples of correspondences that RANSAC draws [ours].
+        hypotheses: triples of correspondences that RANSAC draws [code of Real3D-AD: 100,000].
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
             `paper`.
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` [ours]

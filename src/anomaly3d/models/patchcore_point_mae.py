@@ -30,7 +30,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     A patch's score is the distance of its token to the nearest token of the training clouds, `min_m |f(p) - m|`,
     smoothed over its neighbours and carried to the points. Tokens see the pose: clouds in arbitrary poses are
-    registered to the first template of their category [paper], and the category is then the one that fits best;
+    registered to the first template of their category [paper], by this package's registration where public code has
+    RANSAC alone [ours], and the category is then the one that fits best;
     without registration it is the one whose bank has the smallest median distance [ours], which on scans from one side
     is often the wrong one (`CategoryBanks`).
 
@@ -38,28 +39,30 @@ class PatchCorePointMAE(RegisteredBankDetector):
         num_groups: patches per cloud; None takes 16384 under `paper` [code of Real3D-AD], 1024 under `strict` [ours].
         group_size: points per patch [code of Real3D-AD: 128].
         register: bring clouds into the pose of the first template [paper]. Needless where clouds stand alike.
-        hypotheses: triples of correspondences that RANSAC draws [ours].
+        hypotheses: triples of correspondences that RANSAC draws [code of Real3D-AD: 100,000].
         resolution: edge of a voxel filter of registered clouds, in units of the template's radius, whose frame they are
             then seen in; None leaves every point, and each cloud its own frame. Takes `register` [ours].
         complete: join to a test cloud what its template has where the cloud shows nothing, for scans from one side;
             missing parts are then no defects. Takes `register` and `resolution` [ours].
         complete_gap: how far from the cloud that begins, in units of `resolution` [ours].
         coreset_size: tokens kept of each category [paper: 10,000].
-        coreset_share: share of the tokens kept of each category, at most `coreset_size`.
-        voxel_size: edge of the voxel filter in file units; None leaves every point.
-        pad: accept clouds with fewer than `group_size` points.
+        coreset_share: share of the tokens kept of each category, at most `coreset_size` [ours].
+        voxel_size: edge of the voxel filter in file units; None leaves every point [ours].
+        pad: accept clouds with fewer than `group_size` points [ours].
         backbone_size: architecture of the frozen Point-MAE; None takes that of the weights.
         backbone_weights: `small`, which come with the package; a file; or `random`.
         backbone_blocks: blocks whose normalised tokens are joined, counted from 1. None takes those at a third, two
             thirds and the whole of the backbone's depth under `paper`, 4, 8, 12 of 12 [code of Real3D-AD]; the fourth
-            under `strict`, which of the shipped 6 did best on validation clouds [ours].
+            under `strict`: on validation clouds blocks 1, 2 and 4 of the shipped 6 cannot be told apart
+            (`benchmarks/results/sedir.md`) [ours].
         protocol: `strict` does not depend on the order of the points; `paper` starts the sampling at the file's first
             point, and neither smooths nor interpolates.
         normalise: override the protocol's normalisation of token errors; `none` in both.
         smooth: override the protocol's smoothing: `spatial` under `strict` [ours], `none` under `paper`.
-        propagate: override the protocol's propagation from tokens to points.
-        smooth_kernel: tokens under the smoothing Gaussian.
-        smooth_sigma: its width in mean distances between neighbouring centres.
+        propagate: override the protocol's propagation from tokens to points: `inverse_distance` under `strict` [ours],
+            `nearest` under `paper` [code of Real3D-AD].
+        smooth_kernel: tokens under the smoothing Gaussian [ours].
+        smooth_sigma: its width in mean distances between neighbouring centres [ours].
         memory_gb: most memory for the training clouds, and for their tokens.
     """
 

@@ -36,9 +36,9 @@ class Simple3D(BankDetector):
 
     Args:
         neighbours: points of the neighbourhoods [paper: 40, 80, 120].
-        aggregated: key points that a feature is averaged over, itself included [ours].
-        voxel_size: edge of the voxel filter; None takes 0.02 of the cloud's radius under `strict` [ours], 0.5 in the
-            unit of the file under `paper`.
+        aggregated: key points that a feature is averaged over, itself included [ours, not chosen by a measurement].
+        voxel_size: edge of the voxel filter; None takes 0.02 of the cloud's radius under `strict`, 0.5 in the unit of
+            the file under `paper` [ours both: public code filters nothing].
         coreset_size: features kept of each category [ours].
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
             `paper`.
@@ -102,7 +102,7 @@ class Simple3D(BankDetector):
 
     def _describe(self, cloud: Tensor) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "K D"]]:
         radius = centre_and_radius(cloud)[1] if self.in_radii else 1.0
-        keypoints = key_points(cloud, self.voxel_size * radius)
+        keypoints = key_points(cloud, self.voxel_size * radius, self.in_radii)
         scales = [fpfh(keypoints, None, k, orient=self.protocol == "strict") for k in self.neighbours]
         near = knn(keypoints[None], keypoints[None], min(self.aggregated, len(keypoints)))[1][0]
         return keypoints, torch.cat(scales, dim=1)[near].mean(1)

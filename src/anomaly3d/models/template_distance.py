@@ -26,11 +26,12 @@ class TemplateDistance(RegisteredBankDetector):
     the one with the smallest residual.
 
     Args:
-        hypotheses: triples of correspondences that RANSAC draws; fewer are faster, and miss the pose more often.
-        smooth_neighbours: points over which a distance is averaged; None takes 16 under `strict`, 1 under `paper`.
+        hypotheses: triples of correspondences that RANSAC draws; fewer are faster, and miss the pose more often [ours].
+        smooth_neighbours: points over which a distance is averaged; None takes 16 under `strict`, 1 under `paper`
+            [ours, not chosen by a measurement].
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` and the
-            largest alone under `paper`.
-        protocol: `strict` does not depend on the order of the points. No paper: `paper` is the plain distance and its
+            largest alone under `paper` [ours, not chosen by a measurement].
+        protocol: `strict` [ours] does not depend on the order of the points. No paper: `paper` is the plain distance and its
             maximum.
         memory_gb: most memory for the training clouds.
     """

@@ -65,7 +65,9 @@ class PointFeatures:
         """`paper`: a voxel of 0.5 and a weight of the root of 11, in the unit of the file (mm) [paper: BTF, Real3D-AD].
 
         Public code repeats the coordinates 11 times beside FPFH; their squares add up. `strict`: 0.03 and 165, in units
-        of the cloud's radius [ours]; of 15, 50 and 165 the last did best on validation clouds.
+        of the cloud's radius [ours]; of 15, 50 and 165 the last did best in points on validation clouds, 50 in objects
+        (`benchmarks/results/classical.md`). The voxel was not chosen by a measurement, nor is a radius that a stray
+        point may double a good unit: remove such points first.
         """
         strict = protocol == "strict"
         return cls(
@@ -87,7 +89,7 @@ class PointFeatures:
 
     def keypoints(self, xyz: Float[Tensor, "N 3"], radius: float) -> Float[Tensor, "K 3"]:
         """Centroids of the occupied voxels, in the unit of `xyz`."""
-        return key_points(xyz, self.voxel * self._unit(radius))
+        return key_points(xyz, self.voxel * self._unit(radius), self.in_radii)
 
     def __call__(
         self, keypoints: Float[Tensor, "K 3"], centre: Float[Tensor, " 3"], radius: float
@@ -111,17 +113,22 @@ class PointFeatures:
         return radius if self.in_radii else 1.0
 
 
-def key_points(xyz: Float[Tensor, "N 3"], voxel: float) -> Float[Tensor, "K 3"]:
+def key_points(xyz: Float[Tensor, "N 3"], voxel: float, in_radii: bool) -> Float[Tensor, "K 3"]:
     """Centroids of the occupied voxels.
 
     Raises:
-        InputError: next to nothing is left, as where `paper` meets files in another unit than its own.
+        InputError: next to nothing is left, as where `paper` meets files in another unit than its own, or a point far
+            from all others makes the cloud's radius (`in_radii`) meaningless.
     """
     points = voxel_filter(xyz, voxel)
     if len(points) < min(_FEW, len(xyz) / 10):
+        why = (
+            "it is in units of the cloud's radius: does a point lie far from all others? Remove it"
+            if in_radii
+            else "protocol paper takes it in the unit of the file, for parts in mm: give a smaller one, or take strict"
+        )
         raise InputError(
-            f"voxel_size: an edge of {voxel:.3g} leaves {len(points)} of a cloud's {len(xyz)} points; protocol paper "
-            "takes it in the unit of the file, for parts in mm: give a smaller voxel_size, or protocol strict"
+            f"voxel_size: an edge of {voxel:.3g} leaves {len(points)} of a cloud's {len(xyz)} points; {why}"
         )
     return points
 
