@@ -31,8 +31,8 @@ class TemplateDistance(RegisteredBankDetector):
             [ours, not chosen by a measurement].
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` and the
             largest alone under `paper` [ours, not chosen by a measurement].
-        protocol: `strict` does not depend on the order of the points [ours]. No paper: `paper` is the plain distance and
-            its maximum.
+        protocol: `strict` does not depend on the order of the points [ours]. `paper`, of no paper, is the plain distance
+            and its maximum.
         memory_gb: most memory for the training clouds.
     """
 
