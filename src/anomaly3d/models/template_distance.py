@@ -31,7 +31,7 @@ class TemplateDistance(RegisteredBankDetector):
             [ours, not chosen by a measurement].
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` and the
             largest alone under `paper` [ours, not chosen by a measurement].
-        protocol: `strict` does not depend on the order of the points [ours]. `paper`, of no paper, is the plain distance
+        protocol: `strict` does not depend on the order of the points [ours]. `paper`, of none, is the plain distance
             and its maximum.
         memory_gb: most memory for the training clouds.
     """
