@@ -91,8 +91,13 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert len(objects) == 8
     predicted = json.loads((objects_file.parent / "record.json").read_text())
     assert predicted["split"] == "predict"
-    for name in ("seed", "method", "thresholds", "backbone_sha256"):
+    for name in ("seed", "method", "thresholds", "backbone_sha256", "trained_with"):
         assert predicted[name] == record[name]
+    # What trained, whatever the process that tests is configured with.
+    assert record["trained_with"]["config_sha256"] == record["config_sha256"] != predicted["config_sha256"]
+    assert record["trained_with"].keys() == {
+        *("git_commit", "versions", "python", "device", "backbone_weights", "config_sha256"),
+    }
     assert (np.diff(objects["object_score"].to_numpy()) <= 0).all()
     for row in objects.to_dict("records"):
         scores = np.load(objects_file.parent / str(row["point_scores"]))

@@ -207,12 +207,16 @@ class PredictionFiles(Callback):
 
 
 def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
-    """Data set, thresholds and wall times of a run; setting and seed are of the training, not of the test."""
+    """Data set, thresholds and wall times of a run; setting and seed are of the training, not of the test.
+
+    `trained_with` is what trained, where all else of a record is of the process that tested.
+    """
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "dataset": data.root.name,
         "setting": "per-category" if len(module.detector.categories) == 1 else "unified",
         **({} if module.trained_seed is None else {"seed": module.trained_seed}),
+        "trained_with": module.trained_with,
         "thresholds": None if module.thresholds is None else asdict(module.thresholds),
         "train_seconds": round(module.train_seconds, 1),
         "test_seconds": round(module.test_seconds, 1),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -20,7 +21,7 @@ from torch.optim import AdamW
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.lit.accumulation import accumulation_weight
-from anomaly3d.lit.record import run_seed
+from anomaly3d.lit.record import run_seed, training_facts
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
@@ -83,6 +84,7 @@ class AnomalyModule(L.LightningModule):
         self.thresholds: Thresholds | None = None
         self._outdated_thresholds = False
         self.trained_seed: int | None = None  # of the checkpoint in use
+        self.trained_with: dict[str, Any] | None = None  # likewise: configuration, code, versions and machine
         self.train_seconds = self.test_seconds = 0.0
         self._fit_started: float | None = None
         self._evaluation_started = 0.0
@@ -103,8 +105,9 @@ class AnomalyModule(L.LightningModule):
         return with_schedule(optimizer, self.trainer, self.warmup_epochs, self.warmup_lr / self.lr)
 
     def on_fit_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, and note what trains: where a training goes on, what its last part is made with."""
         self._fit_started = _clock()
+        self.trained_with = training_facts(Path(self.trainer.log_dir or "") / "config.yaml")
 
     def on_fit_end(self) -> None:
         """Stop the clock; tell users who validated that it was too early for an operating point."""
@@ -229,6 +232,7 @@ class AnomalyModule(L.LightningModule):
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
             "stopped": self.trainer.should_stop,
+            "trained_with": self.trained_with,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -280,6 +284,7 @@ class AnomalyModule(L.LightningModule):
         self.thresholds = Thresholds(**chosen) if chosen and not changed else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
         self.trained_seed = made_by.get("seed")
+        self.trained_with = made_by.get("trained_with")
         found = checkpoint["state_dict"]
         self.detector.make_room({name.removeprefix("detector."): value for name, value in found.items()})
         expected = self.state_dict()

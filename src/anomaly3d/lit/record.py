@@ -27,7 +27,7 @@ _NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", 
 _IN_ROWS = (
     *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
     *("ops_backend", "versions", "git_commit", "config_sha256", "data_sha256", "train_seconds", "test_seconds"),
-    *("peak_memory_mib", "peak_gpu_memory_mib", "device", "category_accuracy"),
+    *("peak_memory_mib", "peak_gpu_memory_mib", "device", "parameters", "trained_parameters", "category_accuracy"),
 )
 _PACKAGES = (
     *("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn"),
@@ -52,7 +52,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "backbone_sha256": None if backbone is None else weights_hash(backbone),
         "parameters": sum(p.numel() for p in detector.parameters()),
         "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.get_num_threads()} threads",
         "ops_backend": dict(CHOSEN),
         "peak_memory_mib": round(peak_memory() / 2**20),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
@@ -61,6 +61,26 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "python": platform.python_version(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
     }
+
+
+def training_facts(config: Path) -> dict[str, Any]:
+    """Of a training that starts now: what a test of its checkpoint, perhaps elsewhere and later, can't know."""
+    return {
+        "git_commit": git_commit(),
+        "versions": {name: found for name in _PACKAGES if (found := installed_version(name))},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        **settings(config),
+    }
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def peak_memory() -> int:
