@@ -45,3 +45,15 @@ def test_panels_with_named_axes_share_them(tmp_path: Path) -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == ["score"] * 2
     assert figure.axes[0].get_ylabel() == "error"
     assert {axes.get_xscale() for axes in figure.axes} == {"logit"}
+
+
+@pytest.mark.parametrize(("low", "high", "ends"), [(0.1, 0.8, ["0.1", "0.8"]), (0.9, 1 - 3e-5, ["0.9", "1 − 3e-05"])])
+def test_probabilities_have_three_ticks_however_near_to_one(
+    tmp_path: Path, low: float, high: float, ends: list[str]
+) -> None:
+    panel = Panel("model", np.array([[low, 1.0], [high, 2.0]]), np.array([0, 0]), np.array([0, 0]))
+    figure = scatter_panels([panel], ["a"], ["right"], tmp_path / "p.png", ("score", "error"), logit=True)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(labels) == 3
+    assert [labels[0], labels[-1]] == ends
+    assert not figure.axes[0].get_xticks(minor=True).size

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
@@ -28,6 +29,11 @@ class Panel:
     xy: Float[ndarray, "n 2"]
     colour: Int[ndarray, " n"]
     marker: Int[ndarray, " n"]
+
+
+def _probability(p: float) -> str:
+    """A probability, or what it lacks of 1."""
+    return f"{p:.2g}" if p < 0.99 else f"1 − {1 - p:.0e}"
 
 
 def scatter_panels(
@@ -53,7 +59,9 @@ def scatter_panels(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import NullLocator
+    from scipy.special import expit
+    from scipy.special import logit as log_odds
 
     few = len(colours) <= 10
     palette = [
@@ -65,6 +73,10 @@ def scatter_panels(
     figure = Figure(figsize=(len(panels) * _PANEL, height), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     shared = labels is not None
+    ticks: list[float] = []
+    if logit:  # matplotlib's own run into each other where all probabilities are nearly 1
+        x = np.concatenate([panel.xy[:, 0] for panel in panels])
+        ticks = sorted(set(expit(np.linspace(log_odds(x.min()), log_odds(x.max()), 3)).tolist()))
     grid = figure.subplots(1, len(panels), sharex=shared, sharey=shared, squeeze=False)[0]
     for axes, panel in zip(grid, panels, strict=True):
         for index, shape in enumerate(_SHAPES[: len(markers)]):
@@ -79,7 +91,8 @@ def scatter_panels(
             axes.set_xlabel(labels[0], fontsize=8)
         if logit:
             axes.set_xscale("logit")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(ticks, [_probability(tick) for tick in ticks])
     if labels is not None:
         grid[0].set_ylabel(labels[1], fontsize=8)
     handles = [Line2D([], [], ls="", marker="s", color=c, label=n) for c, n in zip(palette, colours, strict=True)]
