@@ -201,13 +201,13 @@ def test_checkpoint_roundtrip_keeps_templates_and_scores():
     assert torch.equal(detector.eval().score(batch).point_scores, restored.score(batch).point_scores)
 
 
-def test_bad_use_is_named():
+def test_bad_use_is_named(open3d):
     with pytest.raises(ValueError, match="category"):
         make_detector(register=True).loss(make_batch().without_truth())
 
 
 def test_paper_size_and_the_published_34_16_million():
-    detector = MC3DAD(num_groups=4096, backbone_size="base", backbone_weights="random")
+    detector = MC3DAD(num_groups=4096, backbone_size="base", backbone_weights="random", register=False)
     parts = (detector.position, detector.encoder, detector.decoder)
     position, encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in parts)
     frozen = sum(p.numel() for p in detector.backbone.parameters())
