@@ -104,12 +104,6 @@ def test_thresholds_belong_to_how_a_memory_is_read(
     assert {name for name in first if first[name] != second[name]} == names
 
 
-@pytest.mark.parametrize("setting", [{"register": True}, {"resolution": 0.05}, {"complete": True}])
-def test_m3dm_registers_nothing_and_says_so(setting: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"{next(iter(setting))}: M3DM registers no clouds"):
-        M3DM(backbone_size="tiny", backbone_weights="random", **setting)
-
-
 def test_how_a_memory_is_scored_may_change(tmp_path: Path) -> None:
     detector = BTF(feature="raw")
     detector.configure(["thing"])

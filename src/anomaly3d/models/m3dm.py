@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.scoring import Propagate, Protocol
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE, thirds
 
@@ -29,7 +29,7 @@ class M3DM(PatchCorePointMAE):
         reweighting: rows of the bank by which the object score is weighed under `paper` [code: 3], as in `BTF`; under
             `strict` it is the largest point score.
         protocol: as in `PatchCorePointMAE`.
-        settings: all others of `PatchCorePointMAE`.
+        settings: all others of `PatchCorePointMAE`; no `register`, nor what takes it.
     """
 
     def __init__(
@@ -46,9 +46,6 @@ class M3DM(PatchCorePointMAE):
         **settings: Any,
     ) -> None:
         check_range(2, inf, reweighting=reweighting)
-        for name in ("register", "complete", "resolution"):
-            if settings.pop(name, None):
-                raise InputError(f"{name}: M3DM registers no clouds; drop it, or take PatchCore(PointMAE)")
         super().__init__(
             num_groups=(4096 if protocol == "strict" else 16384) if num_groups is None else num_groups,
             group_size=group_size,
