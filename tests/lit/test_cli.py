@@ -418,7 +418,9 @@ def markdown(version: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("open3d")
-def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_it(parts: Path) -> None:
+def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_it(
+    parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     conf = Path(__file__).parents[1] / "conf" / "mc3d-ad.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=2000"]
     checkpoint = fit(conf, parts, *register)
@@ -427,12 +429,29 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     common = ["--config", str(conf), "--data.root", str(parts), "--ckpt_path", str(checkpoint), *register]
     main(["test", *common])
     assert "Category accuracy 100.0 %." in markdown(1)
-    # The tokens stay as they were learned from.
     paper = ["--model.detector.init_args.protocol=paper", "--model.detector.init_args.standardise=true"]
-    main(["test", *common, *paper])
-    main(["test", *common, *paper, "--data.categories", "[gear]"])  # an index into other names, and the same category
-    assert "Category accuracy" not in markdown(2)
-    pd.testing.assert_series_equal(table(2).loc[1, METRICS], table(3).loc[0, METRICS], check_names=False)
+    with pytest.raises(SystemExit):  # clouds were in the template's frame
+        main(["test", *common, *paper])
+    assert "was trained with protocol=strict" in capsys.readouterr().err
+
+    told = Path("runs/told")
+    named = [
+        "--config",
+        str(conf),
+        "--data.root",
+        str(parts),
+        *register,
+        *paper,
+        f"--trainer.logger.init_args.name={told.name}",
+    ]
+    main(["fit", *named])
+    named += ["--ckpt_path", str(told / "version_0/checkpoints/last.ckpt")]
+    main(["test", *named])
+    main(["test", *named, "--data.categories", "[gear]"])  # an index into other names, and the same category
+    whole, alone = (told / f"version_{version}/test" for version in (1, 2))
+    assert "Category accuracy" not in (whole / "metrics.md").read_text()
+    metrics = [pd.read_csv(folder / "metrics.csv") for folder in (whole, alone)]
+    pd.testing.assert_series_equal(metrics[0].loc[1, METRICS], metrics[1].loc[0, METRICS], check_names=False)
 
 
 def test_no_checkpoint_within_an_epoch(conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
