@@ -49,7 +49,7 @@ class ResultTable(Callback):
         log_dir = trainer.log_dir if trainer.loggers else None
         if not trainer.is_global_zero or module.result is None:
             return
-        config = settings(Path(log_dir or "") / "config.yaml")
+        config = settings(None if log_dir is None else Path(log_dir) / "config.yaml")
         record = {"split": split, **provenance(module.detector), **run_facts(trainer, module), **config}
         shown = {name: record[name] for name in _SHOWN}
         table_console().print(evaluation_table(module.result, shown).console())

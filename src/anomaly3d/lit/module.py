@@ -107,7 +107,8 @@ class AnomalyModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Start the clock, and note what trains: where a training goes on, what its last part is made with."""
         self._fit_started = _clock()
-        self.trained_with = training_facts(Path(self.trainer.log_dir or "") / "config.yaml")
+        log_dir = self.trainer.log_dir if self.trainer.loggers else None
+        self.trained_with = training_facts(None if log_dir is None else Path(log_dir) / "config.yaml")
 
     def on_fit_end(self) -> None:
         """Stop the clock; tell users who validated that it was too early for an operating point."""

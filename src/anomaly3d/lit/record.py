@@ -63,7 +63,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
     }
 
 
-def training_facts(config: Path) -> dict[str, Any]:
+def training_facts(config: Path | None) -> dict[str, Any]:
     """Of a training that starts now: what a test of its checkpoint, perhaps elsewhere and later, can't know."""
     return {
         "git_commit": git_commit(),
@@ -94,13 +94,13 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def settings(config: Path) -> dict[str, str | None]:
+def settings(config: Path | None) -> dict[str, str | None]:
     """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of what decides a result.
 
     Hashed are seed, model, data and trainer with every default, but not where files are written. Without the file both
     are None.
     """
-    if not config.is_file():
+    if config is None or not config.is_file():
         return {"backbone_weights": None, "config_sha256": None}
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     trainer = {name: value for name, value in values["trainer"].items() if name not in _NO_RESULT}
