@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -18,11 +20,16 @@ def collect(runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
     records = [json.loads((run.folder / "record.json").read_text()) for run in runs]
     rows = [
         # The row's names are the grid's: several may be of one class of detector.
-        {**row_facts(record), **_names(run), **result}
+        {**row_facts(record), **_names(run), **_numbers(result)}
         for run, record in zip(runs, records, strict=True)
         for result in record["results"]
     ]
     return pd.DataFrame(rows), provenance_lines(runs, records)
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A category's results; undefined ones, which JSON has as null, are NaN also where no run defines one."""
+    return {name: math.nan if value is None else value for name, value in result.items()}
 
 
 def _names(run: Run) -> dict[str, Any]:
