@@ -60,6 +60,17 @@ def test_a_part_that_changes_makes_another_run(tmp_path: Path) -> None:
     assert run.fingerprint != before
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "~nobody-of-that-name/x", "a\0b", "[broken", "line\nline"])
+def test_texts_that_no_file_can_be_named_make_no_trouble(tmp_path: Path, text: str) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    overrides = {"model.note": text, "model.part": str(broken)}
+    (run,) = expand({"A": Method(CONF / "sedir.yaml", overrides)}, ["unified"], [0], {"x": ""}, {}, tmp_path)
+    before = run.fingerprint
+    broken.write_text("a: [2\n")
+    assert run.fingerprint != before
+
+
 def test_files_that_a_recipe_names_belong_to_the_run_however_deep(tmp_path: Path) -> None:
     weights, part, recipe = (tmp_path / name for name in ("backbone.pt", "model.yaml", "recipe.yaml"))
     weights.write_bytes(b"one")

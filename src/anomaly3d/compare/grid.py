@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -113,13 +115,15 @@ def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, bytes]) -
     if isinstance(value, list):
         for part in value:
             _read_named(part, folders, found)
-    if not isinstance(value, str) or not 0 < len(value) < 1000 or "\n" in value:
+    if not isinstance(value, str):
         return
-    for path in (folder / Path(value).expanduser() for folder in folders):
-        if path.is_file() and path not in found:
+    for folder in folders:
+        path = folder / os.path.expanduser(value)
+        if os.path.isfile(path) and path not in found:  # false for any text, where Path.is_file may raise
             found[path] = path.read_bytes()
             if path.suffix in (".yaml", ".yml"):
-                _read_named(yaml.safe_load(found[path]), [Path(), path.parent], found)
+                with suppress(yaml.YAMLError):  # what it names is unknown then; whoever takes it as a recipe says so
+                    _read_named(yaml.safe_load(found[path]), [Path(), path.parent], found)
 
 
 def _text(value: Any) -> str:

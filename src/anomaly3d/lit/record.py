@@ -56,9 +56,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "ops_backend": dict(CHOSEN),
         "peak_memory_mib": round(peak_memory() / 2**20),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-        "git_commit": git_commit(),
-        "versions": {name: found for name in _PACKAGES if (found := installed_version(name))},
-        "python": platform.python_version(),
+        **_code(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
     }
 
@@ -66,11 +64,17 @@ def provenance(detector: Detector) -> dict[str, Any]:
 def training_facts(config: Path | None) -> dict[str, Any]:
     """Of a training that starts now: what a test of its checkpoint, perhaps elsewhere and later, can't know."""
     return {
+        **_code(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        **settings(config),
+    }
+
+
+def _code() -> dict[str, Any]:
+    return {
         "git_commit": git_commit(),
         "versions": {name: found for name in _PACKAGES if (found := installed_version(name))},
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
-        **settings(config),
     }
 
 

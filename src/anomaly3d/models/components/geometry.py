@@ -75,9 +75,10 @@ def _vary(
     radius = radius_factor * spacing
     normals, curvature, defined = _surface(centres, centres if cloud is None else cloud, radius)
     near = (distance <= radius) & ~itself
-    outward = (normals * (centres - centres.mean(0))).sum(-1)
+    from_centroid = centres - centres.mean(0)
+    outward = (normals * from_centroid).sum(-1)
     normals = torch.where(outward[:, None] < 0, -normals, normals)
-    sideways = outward.abs() <= _SIDEWAYS * (centres - centres.mean(0)).norm(dim=1).amax()
+    sideways = outward.abs() <= _SIDEWAYS * from_centroid.norm(dim=1).amax()
     cosine = (normals @ normals.T).clamp(-1, 1)
     angle = torch.where(sideways | sideways[:, None], cosine.abs(), cosine).arccos()
     bend = (curvature[:, None] - curvature).abs()
