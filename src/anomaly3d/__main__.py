@@ -8,7 +8,7 @@ from argparse import ArgumentError
 from collections.abc import Callable
 
 from anomaly3d import __version__
-from anomaly3d.errors import InputError, parser_reason
+from anomaly3d.errors import InputError, message, parser_reason
 
 USAGE = """\
 usage: anomaly3d VERB [--config FILE] [--KEY VALUE ...]
@@ -59,12 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         verbs[args[0]](args)
     except InputError as error:
-        # A data loader's worker wraps the message in its traceback; the last line is ours.
-        print(f"anomaly3d: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
+        print(f"anomaly3d: {message(error)}", file=sys.stderr)
         sys.exit(2)
     except ArgumentError as error:
-        message = f"{parser_reason(error)} (`anomaly3d {args[0]} --help` lists what there is)"
-        print(f"anomaly3d: {message}", file=sys.stderr)
+        print(f"anomaly3d: {parser_reason(error)} (`anomaly3d {args[0]} --help` lists what there is)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

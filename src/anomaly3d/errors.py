@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 
 class InputError(ValueError):
@@ -16,6 +17,12 @@ class InputError(ValueError):
 def reason(error: Exception) -> str:
     """The first line of an error's message, or its type's name where it has none, for a message of our own."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def message(error: InputError) -> str:
+    """What users are to read; a data loader's worker wraps it in its traceback, whose last line it then is."""
+    text = str(error)
+    return text.rpartition("InputError: ")[2].strip() if text.startswith("Caught InputError in ") else text
 
 
 def parser_reason(error: Exception) -> str:
@@ -49,3 +56,10 @@ def check_range(low: float, high: float, **settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not low <= value <= high:
             raise InputError(f"{name}={value}: give a value from {low:g} to {high:g}")
+
+
+def check_ends(low: float, **settings: tuple[float, float]) -> None:
+    """Raise InputError for the first pair that is not a least value, of `low` or more, and a greatest, finite one."""
+    for name, (least, greatest) in settings.items():
+        if not low <= least <= greatest < inf or greatest < 1e-6:
+            raise InputError(f"{name}={[least, greatest]}: give the least, {low:g} or more, and the greatest, above 0")

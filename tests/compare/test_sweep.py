@@ -156,6 +156,7 @@ def test_the_search_ranks_on_validation_without_a_test_folder(parts: Path, tmp_p
         ({"parameters": {"model.lr": 3}}, "'model.lr' has no `values`"),
         ({"parameters": {"model.lr": {"values": 3}}}, "'model.lr' has no `values`"),
         ({"metric": {"name": "val/o_auroc", "goal": "minimize"}}, "goal 'minimize'"),
+        ({"parameters": {}}, "no parameters"),
     ],
 )
 def test_sweeps_that_cannot_be_searched_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -179,3 +180,14 @@ def test_a_sweep_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such sweep"):
         read_sweep(tmp_path / "nowhere.yaml")
+
+
+def test_every_combination_can_name_a_folder(tmp_path: Path) -> None:
+    weights = ["small", "runs/a.safetensors", "runs:a.safetensors", "w" * 300, "w" * 301]
+    command = [3, "--config=recipe.yaml"]  # YAML reads a bare 3 as a number
+    file = sweep_file(tmp_path, command=command, parameters={"model.backbone_weights": {"values": weights}})
+    methods, _ = read_sweep(file)
+    assert [method.overrides["model.backbone_weights"] for method in methods.values()] == weights
+    assert "backbone_weights small" in methods
+    for name in methods:
+        (tmp_path / name).mkdir()

@@ -283,3 +283,24 @@ def test_processes_share_the_test_clouds_out_without_repeats(tmp_path: Path, mon
         assert sorted(index for share in shares(processes) for index in share) == list(range(count))
     # Fewer clouds than processes: Lightning's sampler, which repeats some so that every process has one.
     assert all(share == list(range(count)) for share in shares(count + 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_goes_on_with_the_same_clouds_and_draws_whoever_reads_them(tmp_path, workers):
+    write_anomaly_shapenet(tmp_path)
+
+    def loader():
+        data = AnomalyShapeNet(tmp_path, num_workers=workers, val_normal=0, val_defective=0)
+        data.setup("fit")
+        return data.train_dataloader()
+
+    def epoch(clouds):
+        return [batch.sample_id for batch in clouds], torch.rand(3).tolist()
+
+    torch.manual_seed(3)
+    clouds = loader()
+    first, state = epoch(clouds), torch.get_rng_state()
+    second = epoch(clouds)
+    assert first != second
+    torch.set_rng_state(state)  # as behind a stop
+    assert epoch(loader()) == second

@@ -422,7 +422,7 @@ def test_mc3d_ad_predicts_the_category_it_registers_to_and_under_paper_is_told_i
     parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conf = Path(__file__).parents[1] / "conf" / "mc3d-ad.yaml"
-    register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=2000"]
+    register = ["--model.detector.init_args.register=true", "--model.detector.init_args.hypotheses=500"]
     checkpoint = fit(conf, parts, *register)
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["detector.placement.templates.offsets"].tolist() == [0, 1000, 2000]  # a cloud of each category

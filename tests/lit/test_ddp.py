@@ -46,7 +46,7 @@ def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: 
     conf = Path(__file__).parents[1] / "conf" / "sedir.yaml"
     register = ["--model.detector.init_args.register=true", "--model.detector.init_args.complete=true"]
     register += ["--model.detector.init_args.resolution=0.02", "--model.detector.init_args.pad=true"]
-    register += ["--model.detector.init_args.relative=true"]
+    register += ["--model.detector.init_args.relative=true", "--model.detector.init_args.hypotheses=500"]
     share = "--model.detector.init_args.offset_share"
     templates, places, kept = [], [], []
     for folder, devices in (("one", ()), ("two", TWO)):

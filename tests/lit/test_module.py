@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +25,7 @@ from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
 from anomaly3d.lit import record
 from anomaly3d.lit.callbacks import choose
-from anomaly3d.lit.checkpoints import WholeCheckpoints
+from anomaly3d.lit.checkpoints import WholeCheckpoints, stopped
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
 from anomaly3d.lit.schedule import warmup_cosine
@@ -92,6 +93,73 @@ class Clouds(PointCloudDataModule):
         return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 
     test_dataloader = val_dataloader = train_dataloader  # pyright: ignore[reportAssignmentType]
+
+
+class Undecided(Distance):
+    """Learns nothing in its first pass."""
+
+    passes = 0
+
+    @property
+    def learns(self) -> bool:
+        return self.passes > 0
+
+    def finish_pass(self) -> bool:
+        self.passes += 1
+        return False
+
+
+def test_a_pass_that_learns_nothing_leaves_the_optimizer_as_new() -> None:
+    module = AnomalyModule(Undecided(), lr=0.1, weight_decay=0.1)
+    found = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            state = trainer.optimizers[0].state.get(module.detector.centre, {})
+            found.append((module.detector.centre.tolist(), int(state.get("step", 0))))
+
+    trainer = L.Trainer(
+        **{"max_epochs": 2, "accelerator": "cpu", "logger": False},
+        **{"callbacks": [Watch()], "enable_checkpointing": False, "enable_progress_bar": False},
+    )
+    trainer.fit(module, Clouds("unused"))
+    assert found[:2] == [([1.0] * 3, 0)] * 2
+    assert [step for _, step in found[2:]] == [1, 2]
+    assert found[2][0] != [1.0] * 3
+
+
+class Enough(L.Callback):
+    """Asks for the end in the first epoch, as EarlyStopping may."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.should_stop = True
+
+
+class Kill(L.Callback):
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise SystemExit
+
+
+def test_a_training_that_waits_for_its_least_epochs_waits_behind_a_kill_too(tmp_path: Path) -> None:
+    def train(*callbacks: L.Callback, ckpt_path: Path | None = None) -> int:
+        save = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+        trainer = L.Trainer(
+            **{"min_epochs": 4, "max_epochs": 9, "accelerator": "cpu", "logger": False},
+            **{"callbacks": [*callbacks, Enough(), save], "enable_progress_bar": False},
+        )
+        trainer.fit(AnomalyModule(Distance()), Clouds("unused"), ckpt_path=ckpt_path)
+        return trainer.current_epoch
+
+    with pytest.raises(SystemExit):
+        train(Kill())
+    last = tmp_path / "last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert not stopped(last)
+    assert train(ckpt_path=last) == 4
+    assert stopped(last)
+    assert train() == 4
 
 
 def test_scoring_sees_no_truth_and_frozen_parameters_stay() -> None:

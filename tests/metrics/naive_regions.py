@@ -10,10 +10,10 @@ def flood(xyz: np.ndarray, mask: np.ndarray, radius: float) -> np.ndarray:
     region = np.full(len(labelled), -1)
     if len(labelled) < 2:
         return np.zeros(len(labelled), dtype=int)
-    others = distance[labelled]
-    others[np.arange(len(labelled)), labelled] = np.inf
+    others = distance[labelled[np.unique(xyz[labelled], axis=0, return_index=True)[1]]]
+    others[others == 0] = np.inf
     nearest = others.min(axis=1)
-    reach = radius * np.median(nearest[nearest > 0]) if (nearest > 0).any() else 0.0
+    reach = radius * np.median(nearest) if np.isfinite(nearest).all() else 0.0
     close = distance[np.ix_(labelled, labelled)] <= reach
     found = 0
     for start in range(len(labelled)):

@@ -65,11 +65,17 @@ def test_no_one_and_two_points():
 def test_points_at_one_place_are_one_region():
     xyz = np.zeros((5, 3), dtype=np.float32)
     assert label_regions(xyz, np.ones(5, dtype=bool)).tolist() == [0] * 5
-    # Repeated points do not shrink the spacing.
+
+
+@pytest.mark.parametrize("copied", [0, 1, 30, 1000])
+def test_points_that_are_stored_twice_change_nothing(copied):
     xyz, mask = plane(3)
-    doubled = np.concatenate([xyz, xyz[mask]])
-    found = label_regions(doubled, np.concatenate([mask, np.ones(mask.sum(), dtype=bool)]))
-    assert len(found) == 2 * mask.sum()
+    again = mask.nonzero()[0][:copied]
+    doubled, marked = np.concatenate([xyz, xyz[again]]), np.append(mask, np.ones(len(again), dtype=bool))
+    found = label_regions(doubled, marked)
+    assert same_partition(found, flood(doubled, marked, 6.4))
+    assert same_partition(found[: mask.sum()], label_regions(xyz, mask))
+    assert len(np.unique(found)) == 2
 
 
 def test_copies_of_a_point_cost_no_memory():

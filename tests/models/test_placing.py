@@ -58,7 +58,7 @@ def trained(name: str, **settings: Any) -> PlacingDetector:
     detector = kind(**COMMON | more | settings)
     detector.configure(["flat", "tall"])
     batch = PointCloudBatch.pack([wedge(2500, 0), wedge(2500, 1, 1.0)], ["flat/0", "tall/0"], category=[0, 1])
-    assert detector.looks_for_templates
+    assert not detector.learns
     loss = detector.train().loss(batch)["loss"]
     assert loss.item() == 0
     loss.backward()
@@ -207,7 +207,7 @@ def test_without_a_placement_clouds_stay_as_they_stand():
     placed = detector.place_predicted(batch)
     assert placed.batch is placed.seen is batch
     assert placed.frames is placed.logits is None
-    assert not detector.looks_for_templates
+    assert detector.learns
     assert not detector.finish_pass()
 
 

@@ -91,20 +91,20 @@ def compare(
         waiting = [run for run in runs if not finished(run)]
         console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
         execute_all(waiting, jobs or max(1, len(gpus())), lock, output / "poses")
-    rows, lines = collect(runs)
-    if rank is not None:
-        rows = ranked(rows, rank)
-    for table in comparison_tables(rows, lines, published):
-        console.print(table.console())
-    written: list[Path | None] = [*write_comparison(rows, output, lines, published)]
-    for name in dict.fromkeys(run.dataset for run in runs):
-        picture = output / (f"heatmaps_{name}.png" if name else "heatmaps.png")
-        written.append(draw_heatmaps([run for run in runs if run.dataset == name], picture))
-    written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
-    measured = " ".join(line for line in lines if "Commit " in line)
-    for name, tables in (("costs", cost_tables(rows, measured)), ("decisions", decision_tables(rows, measured))):
-        written.append(write_text(output / f"{name}.md", "\n".join(table.markdown() for table in tables)))
-    console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
+        rows, lines = collect(runs)
+        if rank is not None:
+            rows = ranked(rows, rank)
+        for table in comparison_tables(rows, lines, published):
+            console.print(table.console())
+        written: list[Path | None] = [*write_comparison(rows, output, lines, published)]
+        for name in dict.fromkeys(run.dataset for run in runs):
+            picture = output / (f"heatmaps_{name}.png" if name else "heatmaps.png")
+            written.append(draw_heatmaps([run for run in runs if run.dataset == name], picture))
+        written.append(write_text(output / "runs.csv", rows.to_csv(index=False)))
+        measured = " ".join(line for line in lines if "Commit " in line)
+        for name, tables in (("costs", cost_tables(rows, measured)), ("decisions", decision_tables(rows, measured))):
+            written.append(write_text(output / f"{name}.md", "\n".join(table.markdown() for table in tables)))
+        console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
 
 
 def grid(

@@ -65,6 +65,8 @@ def start(run: Run, share: dict[str, str], lock: int, poses: Path) -> subprocess
         (run.folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         fingerprint.write_text(run.fingerprint)
     (run.folder / "progress.json").unlink(missing_ok=True)
+    for half in (run.folder / "checkpoints").glob(".last.*.ckpt"):  # of a run that was killed while it wrote
+        half.unlink()
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [

@@ -66,7 +66,8 @@ def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
         known = ", ".join(f"val/{known}" for known in METRICS)
         raise InputError(f"{file}: metric '{name}'; choose from {known} (nothing is chosen on test clouds)")
     fixed: dict[str, Any] = {}
-    for key, value in (_flag(file, part) for part in command if part.startswith("--") and not _logs(part)):
+    words = [str(word) for word in command]
+    for key, value in (_flag(file, word) for word in words if word.startswith("--") and not _logs(word)):
         if key in fixed:
             raise InputError(f"{file}: the command names --{key} twice; without a server each can stand once")
         fixed[key] = value
@@ -74,13 +75,24 @@ def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
     if config is None:
         raise InputError(f"{file}: the command names no --config=RECIPE")
     fixed |= overrides or {}
+    if not parameters:
+        raise InputError(f"{file}: no parameters to search")
     values = [_values(file, key, parameter) for key, parameter in parameters.items()]
-    methods = {}
-    for combination in product(*values):
-        chosen = dict(zip(parameters, combination, strict=True))
-        row = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
-        methods[row] = Method(Path(config), {**fixed, **chosen})
+    combinations = [dict(zip(parameters, combination, strict=True)) for combination in product(*values)]
+    methods = {
+        _row(chosen, number): Method(Path(config), {**fixed, **chosen}) for number, chosen in enumerate(combinations)
+    }
     return methods, metric
+
+
+def _row(chosen: Mapping[str, Any], number: int) -> str:
+    """Name of a combination, and of its runs' folder: its own, without slashes, no longer than folders may be."""
+    name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
+    whole = name.replace("/", ":")
+    return whole if whole == name and len(name.encode()) <= _LONGEST else f"{number}: {whole[: _LONGEST // 4]}"
+
+
+_LONGEST = 200  # bytes; a character takes up to four
 
 
 def _flag(file: Path, part: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from anomaly3d.data.datamodule import PointCloudDataModule
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, message
 from anomaly3d.lit.callbacks import PointScores
 from anomaly3d.lit.checkpoints import stopped
 from anomaly3d.lit.cli import AnomalyCLI
@@ -102,4 +102,4 @@ if __name__ == "__main__":
     try:
         execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
     except InputError as error:
-        sys.exit(f"anomaly3d: {error}")
+        sys.exit(f"anomaly3d: {message(error)}")

@@ -6,10 +6,11 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from anomaly3d.data.dataset import CloudDataset, CloudReader, OnMismatch, Sample, collate
 from anomaly3d.data.index import (
@@ -225,11 +226,13 @@ class PointCloudDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=shuffle,
-            sampler=sampler,
+            sampler=RandomSampler(dataset) if shuffle else sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
+            # Workers that stay draw their seed, which nothing here uses, in the first epoch alone: from the stream of
+            # the training it would be drawn once more behind a stop, and all that follows would be another's.
+            generator=torch.Generator() if self.num_workers else None,
         )
 
     def _known_categories(self) -> tuple[str, ...]:

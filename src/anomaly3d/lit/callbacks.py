@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from zlib import crc32
 
 import lightning as L
@@ -57,9 +58,13 @@ class ResultTable(Callback):
             return
         folder = Path(log_dir) / split
         csv = write_evaluation(module.result, shown, folder, row_facts(record))[0]
-        # Through pandas: undefined metrics become null instead of the NaN that no JSON reader takes.
         record["category_accuracy"] = module.result.category_accuracy
-        record["results"] = json.loads(cast(str, module.result.to_frame().to_json(orient="records")))
+        record["results"] = [
+            {
+                k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(row).items()
+            }  # JSON has no NaN
+            for row in module.result.rows
+        ]
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
         print(f"written: {csv}, metrics.md, metrics.tex and record.json beside it")
 
@@ -200,7 +205,7 @@ class PredictionFiles(Callback):
         rows = pd.DataFrame(self.rows).sort_values("object_score", ascending=False)
         write_text(table, rows.to_csv(index=False))
         if trainer.is_global_zero:
-            config = settings(self.folder.parent / "config.yaml")
+            config = settings(self.folder.parent / "config.yaml" if trainer.loggers else None)
             record = {"split": "predict", **provenance(module.detector), **run_facts(trainer, module), **config}
             write_text(self.folder / "record.json", json.dumps(record, indent=2) + "\n")
         print(f"written: {table}; point scores, coloured clouds and record.json beside it")

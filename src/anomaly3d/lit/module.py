@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
@@ -85,6 +85,7 @@ class AnomalyModule(L.LightningModule):
         self._outdated_thresholds = False
         self.trained_seed: int | None = None  # of the checkpoint in use
         self.trained_with: dict[str, Any] | None = None  # likewise: configuration, code, versions and machine
+        self._should_stop = False  # what the checkpoint in use had decided
         self.train_seconds = self.test_seconds = 0.0
         self._fit_started: float | None = None
         self._evaluation_started = 0.0
@@ -109,6 +110,10 @@ class AnomalyModule(L.LightningModule):
         self._fit_started = _clock()
         log_dir = self.trainer.log_dir if self.trainer.loggers else None
         self.trained_with = training_facts(None if log_dir is None else Path(log_dir) / "config.yaml")
+
+    def on_train_start(self) -> None:
+        """A training that had decided to stop and waited for its least number of epochs or steps still waits."""
+        self.trainer.should_stop |= self._should_stop and not self._trained_enough
 
     def on_fit_end(self) -> None:
         """Stop the clock; tell users who validated that it was too early for an operating point."""
@@ -135,6 +140,11 @@ class AnomalyModule(L.LightningModule):
         )
         self.log("train/loss", terms["loss"].detach(), prog_bar=True, batch_size=len(batch))
         return accumulation_weight(self.trainer, batch_idx) * terms["loss"]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A pass that learns nothing leaves the optimizer as it is: zeros would age its moments, and decay weights."""
+        if not self.detector.learns:
+            optimizer.zero_grad()
 
     def on_train_batch_end(self, outputs: Any, batch: PointCloudBatch, batch_idx: int) -> None:
         """Behind the last batch: before the validation and the checkpoint of this epoch."""
@@ -232,7 +242,8 @@ class AnomalyModule(L.LightningModule):
             "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
-            "stopped": self.trainer.should_stop,
+            "should_stop": self.trainer.should_stop,
+            "stopped": self.trainer.should_stop and self._trained_enough,
             "trained_with": self.trained_with,
         }
 
@@ -278,12 +289,13 @@ class AnomalyModule(L.LightningModule):
         changed = [k for k, v in self.detector.scoring_settings().items() if k in chosen_with and chosen_with[k] != v]
         if chosen and changed:
             warnings.warn(
-                f"{path}: its thresholds were chosen with another {', '.join(changed)} and are not used; `anomaly3d "
-                "validate` chooses others",
+                f"{path}: its thresholds were chosen with another {', '.join(changed)} and are not used; a training "
+                "with these settings chooses others",
                 stacklevel=2,
             )
         self.thresholds = Thresholds(**chosen) if chosen and not changed else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
+        self._should_stop = made_by.get("should_stop", False)
         self.trained_seed = made_by.get("seed")
         self.trained_with = made_by.get("trained_with")
         found = checkpoint["state_dict"]
@@ -325,6 +337,13 @@ class AnomalyModule(L.LightningModule):
                 f"trained on {unknown[0]}; leave it out of data.categories"
             )
         return torch.tensor([self.detector.categories.index(name) for name in names], device=category.device)
+
+    @property
+    def _trained_enough(self) -> bool:
+        """Whether the trainer would let the training stop."""
+        epochs = self.trainer.fit_loop.epoch_progress.current.processed
+        least = self.trainer.min_epochs or 0, self.trainer.min_steps or 0
+        return epochs >= least[0] and self.trainer.global_step >= least[1]
 
     @property
     def _fitting(self) -> bool:

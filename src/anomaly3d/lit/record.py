@@ -22,7 +22,7 @@ from anomaly3d.models.backbones.weights import weights_hash
 from anomaly3d.models.base import Detector
 from anomaly3d.ops.backend import CHOSEN, installed_version
 
-_NO_RESULT = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+_NO_RESULT = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 """Settings of the trainer that say where files go and what is shown."""
 _IN_ROWS = (
     *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
@@ -101,14 +101,16 @@ def peak_memory() -> int:
 def settings(config: Path | None) -> dict[str, str | None]:
     """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of what decides a result.
 
-    Hashed are seed, model, data and trainer with every default, but not where files are written. Without the file both
-    are None.
+    Hashed are seed, model, data, trainer with its callbacks, and which checkpoints are kept, with every default, but
+    not where files are written. Without the file both are None.
     """
     if config is None or not config.is_file():
         return {"backbone_weights": None, "config_sha256": None}
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     trainer = {name: value for name, value in values["trainer"].items() if name not in _NO_RESULT}
-    decisive = {**{name: values[name] for name in ("seed_everything", "model", "data")}, "trainer": trainer}
+    kept = {name: value for name, value in (values.get("checkpoint") or {}).items() if name != "dirpath"}
+    decisive = {name: values[name] for name in ("seed_everything", "model", "data")}
+    decisive |= {"trainer": trainer, "checkpoint": kept}
     detector = values["model"]["detector"].get("init_args") or {}
     return {
         "backbone_weights": detector.get("backbone_weights"),

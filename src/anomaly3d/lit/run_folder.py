@@ -18,18 +18,21 @@ from anomaly3d.errors import InputError
 def with_folder(loggers: list[Logger]) -> list[Logger]:
     """The loggers, with one first that has a folder per run, which this run claims.
 
-    The first logger's folder is the run's: `config.yaml`, checkpoints and results go there. W&B's is shared by all
-    runs, so a CSVLogger with its `save_dir` and name takes the lead. None stay none.
+    The first logger's folder is the run's: `config.yaml`, checkpoints and results go there. Other loggers' is shared by
+    all runs, as W&B's, or by those that start together, as TensorBoard's: before them a CSVLogger with the `save_dir`
+    of the first takes the lead, named as the run that W&B is to show. None stay none.
     """
     if not loggers:
         return []
     first = loggers[0]
-    if isinstance(first, WandbLogger):
-        settings: dict[str, Any] = first._wandb_init
-        folder, name = first.save_dir or ".", settings["name"] or settings["project"]
-        loggers = [CSVLogger("runs" if folder == "." else folder, name), *loggers]
-    if isinstance(loggers[0], CSVLogger):
-        claim(loggers[0])
+    if not isinstance(first, CSVLogger):
+        folder, name = first.save_dir or ".", "csv"
+        if isinstance(first, WandbLogger):
+            settings: dict[str, Any] = first._wandb_init
+            name = settings["name"] or settings["project"]
+        first = CSVLogger("runs" if folder == "." else folder, name)
+        loggers = [first, *loggers]
+    claim(first)
     return loggers
 
 

@@ -22,8 +22,8 @@ def label_regions(
     """The region of each labelled point, numbered from 0: components of the graph of labelled points that are close.
 
     Two labelled points are joined if they are no further apart than `radius` times the spacing, the median distance
-    from the labelled points to the nearest other point of the cloud (not counting points at the same place). So regions
-    do not depend on the cloud's unit, on its pose, on the order of its points, or on single points far off.
+    from the places of labelled points to the nearest other place. So regions do not depend on the cloud's unit, on its
+    pose, on the order of its points, on single points far off, or on points that are stored twice.
 
     Args:
         xyz: all points of the cloud, in any unit.
@@ -33,11 +33,16 @@ def label_regions(
     labelled = xyz[mask]
     if len(labelled) < 2:
         return np.zeros(len(labelled), dtype=np.int64)
-    tree = KDTree(xyz, leafsize=32, balanced_tree=False, compact_nodes=False)
-    nearest = tree.query(labelled, k=2)[0][:, 1]
-    apart = nearest[nearest > 0]
-    longest = radius * np.median(apart) if len(apart) else 0.0
     places, place = np.unique(labelled, axis=0, return_inverse=True)  # copies of a point would make a pair each
+    nearest = _to_another(xyz, places)
+    if not nearest.all():
+        nearest = _to_another(np.unique(xyz, axis=0), places)
+    longest = radius * np.median(nearest) if np.isfinite(nearest).all() else 0.0
     edges = KDTree(places).query_pairs(longest, output_type="ndarray")
     graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(len(places),) * 2)
     return connected_components(graph, directed=False)[1].astype(np.int64)[place.reshape(-1)]
+
+
+def _to_another(xyz: Float[np.ndarray, "N 3"], places: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, " P"]:
+    """From places of a cloud to the nearest of its points but one, which lies there; infinite if there is no other."""
+    return KDTree(xyz, leafsize=32, balanced_tree=False, compact_nodes=False).query(places, k=2)[0][:, 1]

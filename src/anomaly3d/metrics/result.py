@@ -42,8 +42,8 @@ class CategoryResult:
             `p_precision`, `p_recall`, `p_f1`.
         p_auroc_lower: with `p_auroc_upper` certainly encloses the exact value; equal to it in exact evaluations. So do
             the bounds of `p_aupr` and `aupro`.
-        o_auroc_ci_low: lower end of the 95 % bootstrap interval over clouds; so are `_ci_low` and `_ci_high` of each
-            metric.
+        o_auroc_ci_low: lower end of the 95 % interval over clouds, by Newcombe's method; `_ci_low` and `_ci_high` of
+            the other metrics by bootstrap (`metrics/bootstrap.py`).
     """
 
     category: str

@@ -33,6 +33,11 @@ class Detector(nn.Module, ABC):
         """
         self.categories = tuple(categories)
 
+    @property
+    def learns(self) -> bool:
+        """Whether the present pass over the training clouds is to change the weights."""
+        return True
+
     def finish_pass(self) -> bool:
         """Told after the last batch of every pass over the training clouds; true where nothing is left to learn.
 

@@ -93,8 +93,8 @@ class PatchCore(RegisteredBankDetector):
         groups = by_category(seen, self.categories)
         self.templates.keep([clouds[0] for clouds in groups])
         banks = []
-        for template, clouds in zip(self.placing().templates, groups, strict=True):
-            features = self.collect(self._describe(c, template)[1] for c in aligned(clouds, self.settings))
+        for template, clouds, category in zip(self.placing().templates, groups, self.categories, strict=True):
+            features = self.collect(self._describe(c, template)[1] for c in aligned(clouds, self.settings, category))
             banks.append(features[greedy_coreset(features, self.coreset_size)])
         self.bank, self.offsets = pack(banks)
 

@@ -157,7 +157,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         if self.register_clouds:
             self.templates.keep([clouds[0] for clouds in groups])
             groups = [
-                self.placed_tokens(aligned(clouds, self.settings), template, category)
+                self.placed_tokens(aligned(clouds, self.settings, category), template, category)
                 for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True)
             ]
         every = (self.collect(tokens) for tokens in groups)

@@ -25,9 +25,9 @@ class PlacingDetector(Detector):
     offset_share: float = 0.0
 
     @property
-    def looks_for_templates(self) -> bool:
-        """Whether this is the first pass, which finds the templates and learns nothing."""
-        return self.placement is not None and not self.placement.ready
+    def learns(self) -> bool:
+        """Not in the first pass, which finds the templates."""
+        return self.placement is None or self.placement.ready
 
     def look(self, batch: PointCloudBatch) -> dict[str, Tensor]:
         """The step of such a pass; its `loss` is zero, but of all parameters: DDP waits for a gradient of each."""

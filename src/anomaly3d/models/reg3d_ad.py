@@ -61,7 +61,7 @@ class Reg3DAD(PatchCorePointMAE):
         self.templates.keep([clouds[0] for clouds in groups])
         coordinates, tokens, ranges = [], [], []
         for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True):
-            placed = aligned(clouds, self.settings)
+            placed = aligned(clouds, self.settings, category)
             xyz = torch.cat(placed)
             every = self.collect(self.placed_tokens(placed, template, category))
             kept, kept_tokens = greedy_coreset(xyz, self.coreset_size), self.coreset(every)

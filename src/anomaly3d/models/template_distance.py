@@ -55,7 +55,8 @@ class TemplateDistance(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
         groups = by_category(seen, self.categories)
-        self.templates.keep([torch.cat(aligned(clouds, self.settings)) for clouds in groups])
+        placed = (aligned(clouds, self.settings, name) for clouds, name in zip(groups, self.categories, strict=True))
+        self.templates.keep([torch.cat(clouds) for clouds in placed])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""

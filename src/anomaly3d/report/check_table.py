@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomaly3d.errors import InputError
 from anomaly3d.report.files import write_text
 from anomaly3d.report.results_csv import read_results
 from anomaly3d.report.table_checks import attainable_table, means_table, precision_table
@@ -25,11 +26,12 @@ def run(args: list[str]) -> None:
         nargs="+",
         type=Path,
         help="CSV, checked together: published tables as in benchmarks/reported/, those that `anomaly3d compare` "
-        "writes, or a test's metrics.csv",
+        "writes, or a test's metrics.csv; of a folder all that lie in it",
     )
     parser.add_argument("--output", metavar="FILE.md", type=Path, help="write the report as Markdown")
     options = parser.parse_args(args)
-    check_table(options.files, options.output)
+    files = [file for path in options.files for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    check_table(files, options.output)
 
 
 def check_table(files: Sequence[Path], output: Path | None = None) -> None:
@@ -47,5 +49,8 @@ def check_table(files: Sequence[Path], output: Path | None = None) -> None:
     if output is not None:
         command = f"`anomaly3d check-table {' '.join(map(str, files))}`"
         parts = ["# Checks of tables of results", command, *(table.markdown().rstrip() for table in tables)]
-        write_text(output, "\n\n".join(parts) + "\n")
+        try:
+            write_text(output, "\n\n".join(parts) + "\n")
+        except OSError as error:
+            raise InputError(f"{output}: can't be written ({error.strerror}); give a file as --output") from error
         console.print(f"written: {output}")

@@ -383,7 +383,7 @@ def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
     detector = fit(METHODS["reg3dad"](coreset_size=100), few)
     assert isinstance(detector, Reg3DAD)
     assert isinstance(detector.ranges, torch.Tensor)
-    placed = aligned(list(few.clouds())[:2], detector.settings)
+    placed = aligned(list(few.clouds())[:2], detector.settings, "plate")
     every = (
         torch.cat(placed),
         torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0], "bracket"))),

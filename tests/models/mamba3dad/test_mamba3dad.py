@@ -404,6 +404,8 @@ def test_only_strict_ignores_the_order_of_the_file(protocol: str) -> None:
         ({"gamma": 0.0}, "gamma=0.0"),
         ({"gamma_range": (3.0, 2.0)}, "gamma_range"),
         ({"gamma_range": (-1.0, 2.0)}, "gamma_range"),
+        ({"gamma_range": (0.0, 0.0)}, "gamma_range"),
+        ({"token_noise": (0.0, float("inf"))}, "token_noise"),
         ({"defect_count": -1}, "defect_count=-1"),
         ({"defect_radius": (0.3, 0.2)}, "defect_radius"),
         ({"defect_height": (0.0, 0.2)}, "defect_height"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from anomaly3d.models.components.registration import RegistrationSettings, Templ
 from anomaly3d.models.components.seen import Seen, by_category, gather_seen
 from anomaly3d.models.components.sized_buffers import make_room_first, part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
+from anomaly3d.models.components.templates import registered
 from anomaly3d.types import PointCloudBatch
 
 
@@ -99,10 +99,10 @@ class Placement(nn.Module):
             known = _required(category)
             first = next((seen.sample_id for seen in self._seen.values() if seen.category == known), None)
             if self.offsets is not None:
-                self._seen[name] = Seen(name, known, cloud)
+                self._seen[name] = Seen(name, known, cloud.clone())  # not a view into its whole batch
             elif first is None or name < first:
                 self._seen.pop(first or "", None)
-                self._seen[name] = Seen(name, known, cloud)
+                self._seen[name] = Seen(name, known, cloud.clone())
 
     def finish_pass(self, categories: Sequence[str]) -> None:
         """Keep the templates after the first pass. A collective call."""
@@ -188,12 +188,7 @@ class Placement(nn.Module):
         return self._poses(cloud, lambda: (self._pose(cloud, name, template),), category)[0]
 
     def _pose(self, cloud: Tensor, name: str, template: Template) -> Tensor:
-        found = template.register(cloud[order_of(cloud, self.protocol)])
-        if not template.accepts(found, cloud):
-            warnings.warn(
-                f"{name}: does not fit the template of its category well; is it another part, or cut off?", stacklevel=2
-            )
-        return torch.from_numpy(found.pose)
+        return torch.from_numpy(registered(template, cloud[order_of(cloud, self.protocol)], name).pose)
 
 
 def make_placement(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,7 +52,25 @@ class CategoryTemplates:
         return Placed(category, found[category], logits)
 
 
-def aligned(clouds: Sequence[Float[Tensor, "n 3"]], settings: RegistrationSettings) -> list[Float[Tensor, "n 3"]]:
-    """The clouds of a category in the pose of the first."""
+def aligned(
+    clouds: Sequence[Float[Tensor, "n 3"]], settings: RegistrationSettings, category: str
+) -> list[Float[Tensor, "n 3"]]:
+    """The clouds of a category in the pose of the first; one that does not fit is warned of and kept."""
     first = Template(clouds[0], settings)
-    return [clouds[0], *(first.register(cloud).apply(cloud) for cloud in clouds[1:])]
+    return [
+        clouds[0],
+        *(
+            registered(first, cloud, f"{category}, training cloud {i} by name").apply(cloud)
+            for i, cloud in enumerate(clouds[1:], start=2)
+        ),
+    ]
+
+
+def registered(template: Template, cloud: Float[Tensor, "N 3"], name: str) -> Registration:
+    """A training cloud on its category's template, with a warning where it does not fit."""
+    found = template.register(cloud)
+    if not template.accepts(found, cloud):
+        warnings.warn(
+            f"{name}: does not fit the template of its category well; is it another part, or cut off?", stacklevel=2
+        )
+    return found

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly3d.errors import InputError, check_choice, check_range
+from anomaly3d.errors import InputError, check_choice, check_ends, check_range
 from anomaly3d.models.backbones.point_mae import Size
 from anomaly3d.models.backbones.weights import frozen_point_mae
 from anomaly3d.models.components.cache import FrozenCache
@@ -269,8 +269,7 @@ class Mamba3dAD(PlacingDetector):
         check_range(1e-6, inf, voxel_size=voxel_size, smooth_sigma=smooth_sigma)
         check_range(1e-6, 1 - 1e-6, noise_probability=noise_probability)
         check_range(1e-6, inf, noise_sigma=noise_sigma, gamma=gamma)
-        if not 0 <= gamma_range[0] <= gamma_range[1]:
-            raise InputError(f"gamma_range: {gamma_range}; the least and the greatest factor, from 0 up")
+        check_ends(0, gamma_range=gamma_range)
         check_range(0, 1, dropout=dropout, dropout_points=dropout_points)
         check_range(1, inf, argmax_iterations=argmax_iterations, smooth_kernel=smooth_kernel)
         check_choice(get_args(Protocol), protocol=protocol)
@@ -397,7 +396,7 @@ class Mamba3dAD(PlacingDetector):
 
         Zero alone while templates are looked for; where clouds are registered, `batch.category` is required.
         """
-        if self.looks_for_templates:
+        if not self.learns:
             return self.look(batch)
         views = [self._view(*cloud) for cloud in batch.named_clouds()]
         tokens, centres, defective = map(torch.cat, zip(*views, strict=True))

@@ -10,7 +10,7 @@ from einops import einsum, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import check_ends, check_range
 
 
 class DefectiveCloud(NamedTuple):
@@ -54,9 +54,7 @@ class PointDefects(nn.Module):
         check_range(0, inf, defect_count=count)
         check_range(1, inf, defect_elongation=elongation)
         check_range(0, 1, defect_holes=holes)
-        for name, (least, greatest) in {"defect_radius": radius, "defect_height": height}.items():
-            if not 0 < least <= greatest < inf:
-                raise InputError(f"{name}: {[least, greatest]}; the least and the greatest, above 0")
+        check_ends(1e-6, defect_radius=radius, defect_height=height)
         self.count = count
         self.radius = radius
         self.height = height

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_range
+from anomaly3d.errors import check_ends, check_range
 
 
 class CorruptedTokens(NamedTuple):
@@ -36,8 +36,7 @@ class TokenNoise(nn.Module):
     def __init__(self, probability: float = 0.05, strength: tuple[float, float] = (0.1, 1.0)) -> None:
         super().__init__()
         check_range(1e-6, 1 - 1e-6, noise_probability=probability)
-        if not 0 < strength[0] <= strength[1]:
-            raise InputError(f"token_noise={list(strength)}: give the least strength, above 0, and the greatest")
+        check_ends(1e-6, token_noise=strength)
         self.probability = probability
         self.strength = strength
 

@@ -206,7 +206,7 @@ class MC3DAD(PlacingDetector):
 
         `batch.category` is required where clouds are registered.
         """
-        if self.looks_for_templates:
+        if not self.learns:
             return self.look(batch)
         views = [self._view_of(*cloud) for cloud in batch.named_clouds()]
         return self.loss_of(FrozenView(*map(torch.cat, zip(*views, strict=True))))

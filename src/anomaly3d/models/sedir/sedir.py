@@ -325,7 +325,7 @@ class SeDiR(PlacingDetector):
         """
         if batch.category is None:
             raise ValueError("SeDiR learns from categories, and this batch has none.")
-        if self.looks_for_templates:
+        if not self.learns:
             return self.look(batch)
         views = [self._view_of(*cloud) for cloud in batch.named_clouds()]
         view = FrozenView(*map(torch.cat, zip(*views, strict=True)))
