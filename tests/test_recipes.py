@@ -189,7 +189,15 @@ def test_every_method_has_a_recipe_for_every_data_set_and_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["model/sedir_tiny", "model/mamba3dad_tiny", "model/mc3d-ad_tiny", "trainer/four_gpus", "trainer/cpu"]
+    "part",
+    [
+        "model/sedir_tiny",
+        "model/sedir_registered",
+        "model/mamba3dad_tiny",
+        "model/mc3d-ad_tiny",
+        "trainer/four_gpus",
+        "trainer/cpu",
+    ],
 )
 def test_a_part_swaps_into_a_recipe(part: str) -> None:
     from anomaly3d.lit.cli import DataCLI
@@ -211,3 +219,15 @@ def test_the_readme_names_files_that_exist() -> None:
     named = set(re.findall(r"\b(?:configs|benchmarks|docs|src)/[\w./-]+\.(?:yaml|py|png|md)\b", text))
     assert len(named) > 10
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_registered_part_is_the_tiny_one_but_for_how_clouds_are_seen_and_scored() -> None:
+    tiny, registered = (
+        yaml.safe_load((ROOT / f"configs/model/sedir_{name}.yaml").read_text()) for name in ("tiny", "registered")
+    )
+    settings, ours = (part["detector"].pop("init_args") for part in (tiny, registered))
+    assert tiny == registered
+    assert {name for name in ours if ours[name] != settings.get(name)} == {
+        *("num_groups", "group_size", "register", "complete", "resolution", "relative", "offset_share"),
+    }
+    assert settings.keys() <= ours.keys()

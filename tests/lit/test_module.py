@@ -110,13 +110,14 @@ class Undecided(Distance):
 
 
 def test_a_pass_that_learns_nothing_leaves_the_optimizer_as_new() -> None:
-    module = AnomalyModule(Undecided(), lr=0.1, weight_decay=0.1)
+    detector = Undecided()
+    module = AnomalyModule(detector, lr=0.1, weight_decay=0.1)
     found = []
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            state = trainer.optimizers[0].state.get(module.detector.centre, {})
-            found.append((module.detector.centre.tolist(), int(state.get("step", 0))))
+            state = trainer.optimizers[0].state.get(detector.centre, {})
+            found.append((detector.centre.tolist(), int(state.get("step", 0))))
 
     trainer = L.Trainer(
         **{"max_epochs": 2, "accelerator": "cpu", "logger": False},

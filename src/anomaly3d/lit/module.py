@@ -341,7 +341,7 @@ class AnomalyModule(L.LightningModule):
     @property
     def _trained_enough(self) -> bool:
         """Whether the trainer would let the training stop."""
-        epochs = self.trainer.fit_loop.epoch_progress.current.processed
+        epochs = self.trainer.fit_loop.epoch_progress.current.processed  # pyright: ignore[reportAttributeAccessIssue]
         least = self.trainer.min_epochs or 0, self.trainer.min_steps or 0
         return epochs >= least[0] and self.trainer.global_step >= least[1]
 
