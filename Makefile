@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	@echo "Try    .venv/bin/anomaly3d --help    then your own clouds: README.md, 'Your own data'"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ import pytest
 import torch
 from command_line import TWO, checkpoint, run
 
+from anomaly3d.models.components.pose_store import POSES
+
 SAME = ["o_auroc", "o_aupr", "clouds", "points", "regions", "p_auroc_per_cloud", "o_f1_max"]
 POINTS = ["p_auroc", "p_aupr", "aupro"]
 
@@ -37,7 +39,9 @@ def test_two_processes_train_one_model_and_count_each_cloud_once(conf: Path, par
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("open3d")
-def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_templates_that_one_finds(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each rank sees half of the training clouds; the first of a category by sample id may be on either.
 
     The errors that are expected on them are of all clouds, too, and so are the clouds that distances are taken from,
@@ -51,7 +55,7 @@ def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: 
     templates, places, kept = [], [], []
     for folder, devices in (("one", ()), ("two", TWO)):
         (tmp_path / folder).mkdir()
-        run(tmp_path / folder, "fit", conf, parts, *register, f"{share}=0.5", *devices)
+        run(tmp_path / folder, "fit", conf, parts, *register, f"{share}=0.5", "--trainer.limit_val_batches=0", *devices)
         state = torch.load(checkpoint(tmp_path / folder), weights_only=True)["state_dict"]
         templates.append([state[f"detector.placement.templates.{name}"] for name in ("points", "offsets")])
         places.append(state["detector.expected.rows"][:, :3])
@@ -60,6 +64,7 @@ def test_two_processes_find_the_templates_that_one_finds(parts: Path, tmp_path: 
     assert all(torch.equal(one, two) for one, two in zip(*templates, strict=True))
     torch.testing.assert_close(*places)
     torch.testing.assert_close(*kept)
+    monkeypatch.setenv(POSES, str(tmp_path / "poses"))  # both tests register the same clouds
     trained, scores = checkpoint(tmp_path / "one"), []
     for version, value in enumerate((0.5, 0.0), start=1):
         run(tmp_path / "one", "test", conf, parts, "--ckpt_path", str(trained), *register, f"{share}={value}")
