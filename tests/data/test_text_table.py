@@ -26,6 +26,20 @@ def test_delimiter_and_header_are_found(tmp_path: Path, delimiter: str, before: 
     np.testing.assert_array_equal(read_table(path), ROWS)
 
 
+@pytest.mark.parametrize(
+    "header", ["id,x,y,z", '"ID", "X", "Y", "Z"', "# id x y z", "//id;X;Y;Z", "exported today\nid\tx\ty\tz\n"]
+)
+def test_columns_that_are_asked_for_by_name_come_first(tmp_path: Path, header: str) -> None:
+    path = write(tmp_path / "a.csv", ",", header + "\n")
+    np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), ROWS[:, [1, 2, 3, 0]])
+    np.testing.assert_array_equal(read_table(path), ROWS)
+
+
+@pytest.mark.parametrize("header", ["", "a b c d", "x,y,z", "x,y,z,label,more", "y,z,label,w"])
+def test_columns_stand_where_no_header_names_them_all(tmp_path: Path, header: str) -> None:
+    np.testing.assert_array_equal(read_table(write(tmp_path / "a.csv", ",", header + "\n"), ("x", "y", "z")), ROWS)
+
+
 def test_delimiter_does_not_come_from_the_path(tmp_path: Path) -> None:
     folder = tmp_path / "Anomaly-ShapeNet" / "GT"
     folder.mkdir(parents=True)

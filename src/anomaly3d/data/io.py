@@ -40,7 +40,8 @@ def read_cloud(
 def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0) -> Float[np.ndarray, "N 3"]:
     """Points as the file has them: float64, file units and order, not centred, non-finite ones included.
 
-    Suffixes: .pcd, .ply, .obj, .stl, .xyz, .txt (columns x y z, more are ignored) and .npy. Of a mesh
+    Suffixes: .pcd, .ply, .obj, .stl, .npy, and .xyz, .txt, .csv, whose columns x, y and z are those that a header names
+    so, else the first three. Of a mesh
     `mesh_points` are drawn uniformly from the surface, always the same ones for one `mesh_seed`.
     """
     path = Path(path)
@@ -51,7 +52,7 @@ def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0)
     elif suffix in MESH_SUFFIXES:
         points = _read_geometry(path, mesh_points, mesh_seed)
     elif suffix in _TEXT_SUFFIXES:
-        points = read_table(path)
+        points = read_table(path, ("x", "y", "z"))
     elif suffix == ".npy":
         points = read_array(path)
     else:

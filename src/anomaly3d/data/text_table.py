@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def refuse_empty(path: Path) -> None:
         raise InputError(f"{path}: a Git LFS pointer, not the data. Run `git lfs pull` in its repository.")
 
 
-def read_table(path: Path) -> Float64[np.ndarray, "R C"]:
+def read_table(path: Path, first: Sequence[str] = ()) -> Float64[np.ndarray, "R C"]:
     """Rows of numbers, the delimiter (comma, semicolon, tab, spaces) found by looking, never guessed from the path.
 
-    Blank lines and comments (`#`) are skipped, and so is a header line before the first row of numbers.
+    Blank lines and comments (`#`) are skipped, and so is a header line before the first row of numbers. If it has all
+    the names of `first` (in any case), these columns come first; else columns stand as in the file.
     Raises InputError for an empty file, a file without numbers, or rows of different lengths.
     """
     refuse_empty(path)
@@ -48,7 +50,7 @@ def read_table(path: Path) -> Float64[np.ndarray, "R C"]:
         )
     delimiter = delimiters[skip]
     try:
-        return np.loadtxt(
+        table = np.loadtxt(
             path, delimiter=delimiter or None, skiprows=skip, ndmin=2, dtype=np.float64, encoding="utf-8-sig"
         )
     except ValueError as error:
@@ -57,6 +59,18 @@ def read_table(path: Path) -> Float64[np.ndarray, "R C"]:
             f"{path}: not a table of numbers separated by {name} as its line {skip + 1} is ({error}). Mend or export "
             f"the file again."
         ) from error
+    names = next((names for line in reversed(lines[:skip]) if (names := _names(line, delimiter))), [])
+    if not first or len(names) != table.shape[1] or not set(first) <= set(names):
+        return table
+    wanted = [names.index(name) for name in first]
+    return table[:, [*wanted, *(column for column in range(len(names)) if column not in wanted)]]
+
+
+def _names(line: str, delimiter: str | None) -> list[str]:
+    """Names of a header line, in small letters, without quotes and the signs that mark it as a comment."""
+    line = line.strip().lstrip("#/%").strip()
+    parts = line.split(delimiter) if delimiter and delimiter in line else re.split(r"[\s,;]+", line)
+    return [name for part in parts if (name := part.strip(" \"'").lower())]
 
 
 def _delimiter(line: str) -> str | None:
