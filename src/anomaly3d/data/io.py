@@ -41,8 +41,8 @@ def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0)
     """Points as the file has them: float64, file units and order, not centred, non-finite ones included.
 
     Suffixes: .pcd, .ply, .obj, .stl, .npy, and .xyz, .txt, .csv, whose columns x, y and z are those that a header names
-    so, else the first three. Of a mesh
-    `mesh_points` are drawn uniformly from the surface, always the same ones for one `mesh_seed`.
+    so, else the first three. Of a mesh `mesh_points` are drawn uniformly from the surface, always the same ones for one
+    `mesh_seed`.
     """
     path = Path(path)
     refuse_empty(path)

@@ -50,8 +50,12 @@ class Completion:
         cloud = self.thinned(cloud, template)
         if not self.complete or self.resolution is None:
             return cloud
-        rest = self.thinned(template.xyz, template)
-        distance, _ = KDTree(cloud.cpu().numpy()).query(rest.cpu().numpy())
+        key = (self.protocol, self.resolution)
+        if key not in template.thinned:
+            template.thinned[key] = self.thinned(template.xyz, template)
+        rest = template.thinned[key]
+        tree = KDTree(cloud.cpu().numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
+        distance, _ = tree.query(rest.cpu().numpy(), workers=-1)
         bare = torch.from_numpy(distance > self.gap * self.resolution * template.radius).to(rest.device)
         return torch.cat([cloud, rest[bare].to(cloud)])
 

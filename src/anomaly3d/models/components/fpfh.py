@@ -58,8 +58,10 @@ def fpfh(
         normal_radius: of the neighbourhood of a normal, likewise.
         normal_neighbours: most points in it.
         orient: turn normals to the side on which the surface bulges, away from the mean of the `neighbours` nearest
-            points [ours]: a rule that knows neither the pose nor what lies beyond them. False leaves the sign that the
-            decomposition happens to give, as published code does.
+            points [ours]: a rule that knows neither the pose nor what lies beyond them. Where a neighbourhood is flat
+            noise decides, point by point, and histograms of flat places differ from one pose or draw of the noise to the
+            next; more neighbours see more of the bulge. False leaves the sign that the decomposition happens to give,
+            as published code does, which depends on the pose everywhere.
 
     Raises:
         InputError: open3d is missing.
@@ -81,7 +83,8 @@ def fpfh(
 
 def _bulging(cloud: Any, neighbours: int) -> Float64[np.ndarray, "N 3"]:
     points, normals = np.asarray(cloud.points), np.array(cloud.normals)
-    _, near = KDTree(points).query(points, min(neighbours, len(points)))
+    tree = KDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)
+    _, near = tree.query(points, min(neighbours, len(points)), workers=-1)
     bulge = points - points[near.reshape(len(points), -1)].mean(1)
     normals[(bulge * normals).sum(1) < 0] *= -1
     return normals

@@ -83,6 +83,8 @@ class Template:
         self.settings = settings or RegistrationSettings()
         self.centre = xyz.double().mean(0)
         self.radius = float((xyz - self.centre).norm(dim=1).max())
+        self.thinned: dict[tuple[str, float], Float[Tensor, "n 3"]] = {}
+        """Its points by protocol and resolution, kept by those that thin it out for every cloud (`completion.py`)."""
 
     @cached_property
     def tree(self) -> KDTree:
