@@ -9,6 +9,7 @@ from anomaly3d.models.components import memory
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.point_scoring import PointScoring
+from anomaly3d.ops.fps import farthest_point_sampling
 
 
 @pytest.mark.parametrize("width", [3, 33])
@@ -113,3 +114,8 @@ def test_point_scoring_against_a_loop():
         assert points[i].item() == pytest.approx((smooth[three] * weight).sum() / weight.sum(), rel=1e-4)
     assert scoring.object(points).item() == pytest.approx(np.sort(points.numpy())[-5:].mean())
     assert PointScoring(1, 0.0).object(points) == points.max()
+
+
+def test_of_points_the_coreset_is_farthest_point_sampling():
+    points = torch.randn(2000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(greedy_coreset(points, 200), farthest_point_sampling(points[None], 200)[0])
