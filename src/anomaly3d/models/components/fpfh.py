@@ -60,8 +60,8 @@ def fpfh(
         orient: turn normals to the side on which the surface bulges, away from the mean of the `neighbours` nearest
             points [ours]: a rule that knows neither the pose nor what lies beyond them. Where a neighbourhood is flat
             noise decides, point by point, and histograms of flat places differ from one pose or draw of the noise to
-            the next; more neighbours see more of the bulge. False leaves the sign that the decomposition happens to give,
-            as published code does, which depends on the pose everywhere.
+            the next; more neighbours see more of the bulge. False leaves the sign that the decomposition happens to
+            give, as published code does, which depends on the pose everywhere.
 
     Raises:
         InputError: open3d is missing.
