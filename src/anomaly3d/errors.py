@@ -21,8 +21,8 @@ def reason(error: Exception) -> str:
 
 def message(error: InputError) -> str:
     """What users are to read; a data loader's worker wraps it in its traceback, whose last line it then is."""
-    text = str(error)
-    return text.rpartition("InputError: ")[2].strip() if text.startswith("Caught InputError in ") else text
+    text, name = str(error), type(error).__name__
+    return text.rpartition(f"{name}: ")[2].strip() if text.startswith(f"Caught {name} in ") else text
 
 
 def parser_reason(error: Exception) -> str:
@@ -62,4 +62,6 @@ def check_ends(low: float, **settings: tuple[float, float]) -> None:
     """Raise InputError for the first pair that is not a least value, of `low` or more, and a greatest, finite one."""
     for name, (least, greatest) in settings.items():
         if not low <= least <= greatest < inf or greatest < 1e-6:
-            raise InputError(f"{name}={[least, greatest]}: give the least, {low:g} or more, and the greatest, above 0")
+            raise InputError(
+                f"{name}={[least, greatest]}: give the least, {low:g} or more, and the greatest, above 0 and finite"
+            )

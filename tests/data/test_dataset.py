@@ -68,6 +68,18 @@ def test_clouds_with_few_points_are_refused(defective: CloudRecord) -> None:
         CloudReader(min_points=700)(defective)
 
 
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e30])
+def test_a_point_out_of_all_proportion_is_named(defective: CloudRecord, far: float) -> None:
+    xyz = raw(defective)
+    cloud = replace(defective, path=defective.path.with_suffix(".npy"), mask_path=None)
+    np.save(cloud.path, np.vstack([xyz, 50 * np.abs(xyz).max(0)]))
+    CloudReader()(cloud)
+    np.save(cloud.path, np.vstack([xyz, np.full(3, far)]))
+    with pytest.raises(InputError, match=r"the point at .* lies") as raised:
+        CloudReader()(cloud)
+    assert str(raised.value).startswith(str(cloud.path))
+
+
 def test_samples_and_batches(tmp_path: Path) -> None:
     records = index_anomaly_shapenet(write_anomaly_shapenet(tmp_path), ("test",))
     dataset = CloudDataset(records, ["cap0", "cup1"], CloudReader())

@@ -27,7 +27,11 @@ def test_delimiter_and_header_are_found(tmp_path: Path, delimiter: str, before: 
 
 
 @pytest.mark.parametrize(
-    "header", ["id,x,y,z", '"ID", "X", "Y", "Z"', "# id x y z", "//id;X;Y;Z", "exported today\nid\tx\ty\tz\n"]
+    "header",
+    [
+        *("id,x,y,z", '"ID", "X", "Y", "Z"', "# id x y z", "//id;X;Y;Z", "exported today\nid\tx\ty\tz\n"),
+        *(",x,y,z", "id,x [mm],y [mm],z [mm]", "Point ID,X (m),Y (m),Z (m)", "id,x,y,z\n# scanned twice"),
+    ],
 )
 def test_columns_that_are_asked_for_by_name_come_first(tmp_path: Path, header: str) -> None:
     path = write(tmp_path / "a.csv", ",", header + "\n")
@@ -35,9 +39,16 @@ def test_columns_that_are_asked_for_by_name_come_first(tmp_path: Path, header: s
     np.testing.assert_array_equal(read_table(path), ROWS)
 
 
-@pytest.mark.parametrize("header", ["", "a b c d", "x,y,z", "x,y,z,label,more", "y,z,label,w"])
+@pytest.mark.parametrize("header", ["", "a b c d", "y,z,label,w", "x,y,z,label"])
 def test_columns_stand_where_no_header_names_them_all(tmp_path: Path, header: str) -> None:
     np.testing.assert_array_equal(read_table(write(tmp_path / "a.csv", ",", header + "\n"), ("x", "y", "z")), ROWS)
+
+
+@pytest.mark.parametrize("header", ["x,y,z", "x,y,z,label,more", "Point ID X Y Z"])
+def test_a_header_that_does_not_fit_its_columns_is_warned_of(tmp_path: Path, header: str) -> None:
+    with pytest.warns(UserWarning, match=r"a\.csv: a header of \d names for 4 columns"):
+        found = read_table(write(tmp_path / "a.csv", ",", header + "\n"), ("x", "y", "z"))
+    np.testing.assert_array_equal(found, ROWS)
 
 
 def test_delimiter_does_not_come_from_the_path(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from anomaly3d.lit.run_folder import claim, with_folder
 
@@ -49,6 +51,35 @@ def test_a_version_that_was_asked_for_is_taken(tmp_path: Path) -> None:
     assert logger.version == 3
     (logger,) = with_folder([CSVLogger(tmp_path, "name")])
     assert logger.version == 4
+
+
+class Elsewhere(Logger):
+    """A logger whose folder all runs share."""
+
+    name = version = None
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+    def log_hyperparams(self, params: Any) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def test_another_logger_has_a_folder_of_the_run_s_own_before_it(tmp_path: Path) -> None:
+    for number in range(2):
+        first, second = with_folder([Elsewhere(tmp_path)])
+        assert isinstance(first, CSVLogger)
+        assert isinstance(second, Elsewhere)
+        assert Path(first.log_dir) == tmp_path / f"csv/version_{number}"
+        assert Path(first.log_dir).is_dir()
+    dummy: list[Logger] = [DummyLogger()]  # what fast_dev_run takes
+    assert with_folder(dummy) == dummy
 
 
 @pytest.mark.slow

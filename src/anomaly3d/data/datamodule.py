@@ -230,9 +230,9 @@ class PointCloudDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            # Workers that stay draw their seed, which nothing here uses, in the first epoch alone: from the stream of
-            # the training it would be drawn once more behind a stop, and all that follows would be another's.
-            generator=torch.Generator() if self.num_workers else None,
+            # Persistent workers take a seed when they start. Drawn from the global stream it would be drawn once more
+            # by a training that goes on, and everything after would differ.
+            generator=torch.Generator().manual_seed(torch.initial_seed()) if self.num_workers else None,
         )
 
     def _known_categories(self) -> tuple[str, ...]:

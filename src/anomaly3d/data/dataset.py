@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32
 from torch.utils.data import Dataset
 
 from anomaly3d.data.index import UNKNOWN, CloudRecord, require_unique
-from anomaly3d.data.io import MESH_SUFFIXES, centred, finite_rows, read_points
+from anomaly3d.data.io import MESH_SUFFIXES, centred, finite_rows, read_points, refuse_stray
 from anomaly3d.data.masks import TruthMismatch, match_truth, read_truth
 from anomaly3d.errors import InputError
 from anomaly3d.types import PointCloudBatch
@@ -72,6 +72,7 @@ class CloudReader:
                 f"{record.path}: {len(kept)} points, fewer than {self.min_points}. Remove the cloud, or lower "
                 f"`min_points`."
             )
+        refuse_stray(kept, record.path)
         return Cloud(centred(kept), mask)
 
     def _masked(

@@ -4,9 +4,9 @@
     <category>/test/{good,normal}/*    <category>/test/<defect>/*        or files directly in test/
     <category>/masks/<defect>/<stem>.txt  or  <category>/masks/<stem>.txt      optional; .csv and .npy too
 
-`root` holds one folder per category, or is itself the one category. Clouds are .pcd, .ply, .obj, .stl, .xyz, .txt or
-.npy; meshes are sampled. Files directly in `test/` are defective where their mask marks a point, else normal; without a
-folder of masks their labels are unknown: such clouds can be scored (`predict`) but not evaluated (`test`).
+`root` holds one folder per category, or is itself the one category. Clouds are .pcd, .ply, .obj, .stl, .xyz, .txt,
+.csv or .npy; meshes are sampled. Files directly in `test/` are defective where their mask marks a point, else normal;
+without a folder of masks their labels are unknown: such clouds can be scored (`predict`) but not evaluated (`test`).
 """
 
 from __future__ import annotations

@@ -16,11 +16,22 @@ from anomaly3d.data.pcd import read_pcd, write_pcd
 from anomaly3d.data.text_table import read_table, refuse_empty
 from anomaly3d.errors import InputError
 
-__all__ = ["CLOUD_SUFFIXES", "MESH_SUFFIXES", "centred", "finite_rows", "read_cloud", "read_points", "write_pcd"]
+__all__ = [
+    "CLOUD_SUFFIXES",
+    "MESH_SUFFIXES",
+    "centred",
+    "finite_rows",
+    "read_cloud",
+    "read_points",
+    "refuse_stray",
+    "write_pcd",
+]
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl")
 _TEXT_SUFFIXES = (".xyz", ".txt", ".csv")
 CLOUD_SUFFIXES = (".pcd", *MESH_SUFFIXES, *_TEXT_SUFFIXES, ".npy")
+_FAR = 1000.0
+"""In distances of the median point; one that lies farther out is none of the object's [ours]."""
 
 
 def read_cloud(
@@ -74,6 +85,18 @@ def finite_rows(points: Float[np.ndarray, "N 3"], path: Path, strict: bool) -> B
             raise InputError(f"{message}. Remove them, or set `strict_io` to false to have them dropped.")
         warnings.warn(f"{message} and were dropped; they have no score.", stacklevel=2)
     return finite
+
+
+def refuse_stray(points: Float[np.ndarray, "N 3"], path: Path) -> None:
+    """Raise InputError where a point lies so far from all others that the cloud's size means nothing."""
+    distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+    typical, farthest = float(np.median(distance)), float(distance.max())
+    if farthest > _FAR * typical > 0:
+        where = ", ".join(f"{value:.6g}" for value in points[distance.argmax()])
+        raise InputError(
+            f"{path}: the point at {where} lies {farthest / typical:.3g} times as far out as the median one, so the "
+            "cloud's size means nothing. Remove it."
+        )
 
 
 def centred(points: Float[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:

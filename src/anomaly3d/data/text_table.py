@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,8 +35,9 @@ def refuse_empty(path: Path) -> None:
 def read_table(path: Path, first: Sequence[str] = ()) -> Float64[np.ndarray, "R C"]:
     """Rows of numbers, the delimiter (comma, semicolon, tab, spaces) found by looking, never guessed from the path.
 
-    Blank lines and comments (`#`) are skipped, and so is a header line before the first row of numbers. If it has all
-    the names of `first` (in any case), these columns come first; else columns stand as in the file.
+    Blank lines and comments (`#`) are skipped, and so are header lines before the first row of numbers. If one of them
+    has as many names as there are columns, those of `first` among them (in any case, with a unit behind them or
+    without), these columns come first; else columns stand as in the file, with a warning if `first` is among the names.
     Raises InputError for an empty file, a file without numbers, or rows of different lengths.
     """
     refuse_empty(path)
@@ -59,18 +61,24 @@ def read_table(path: Path, first: Sequence[str] = ()) -> Float64[np.ndarray, "R 
             f"{path}: not a table of numbers separated by {name} as its line {skip + 1} is ({error}). Mend or export "
             f"the file again."
         ) from error
-    names = next((names for line in reversed(lines[:skip]) if (names := _names(line, delimiter))), [])
-    if not first or len(names) != table.shape[1] or not set(first) <= set(names):
+    named = [names for line in lines[:skip] if first and set(first) <= set(names := _names(line))]
+    names = next((names for names in named if len(names) == table.shape[1]), None)
+    if names is None:
+        if named:
+            warnings.warn(
+                f"{path}: a header of {len(named[0])} names for {table.shape[1]} columns; the first are taken.",
+                stacklevel=2,
+            )
         return table
     wanted = [names.index(name) for name in first]
     return table[:, [*wanted, *(column for column in range(len(names)) if column not in wanted)]]
 
 
-def _names(line: str, delimiter: str | None) -> list[str]:
-    """Names of a header line, in small letters, without quotes and the signs that mark it as a comment."""
-    line = line.strip().lstrip("#/%").strip()
-    parts = line.split(delimiter) if delimiter and delimiter in line else re.split(r"[\s,;]+", line)
-    return [name for part in parts if (name := part.strip(" \"'").lower())]
+def _names(line: str) -> list[str]:
+    """Names of a header line, in small letters, without quotes, units, and the signs that mark it as a comment."""
+    line = line.strip("\n\r").lstrip("#/% ")
+    parts = next((line.split(delimiter) for delimiter in ";,\t" if delimiter in line), line.split())
+    return [re.sub(r"\s*[\[(].*", "", part.strip(" \"'")).lower() for part in parts]
 
 
 def _delimiter(line: str) -> str | None:

@@ -102,7 +102,7 @@ def settings(config: Path | None) -> dict[str, str | None]:
     """What a run's `config.yaml` adds: the name of the backbone's weights, and the SHA-256 of what decides a result.
 
     Hashed are seed, model, data, trainer with its callbacks, and which checkpoints are kept, with every default, but
-    not where files are written. Without the file both are None.
+    not where logs and checkpoints go. Without the file both are None.
     """
     if config is None or not config.is_file():
         return {"backbone_weights": None, "config_sha256": None}

@@ -10,6 +10,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from anomaly3d.errors import InputError
@@ -18,12 +19,12 @@ from anomaly3d.errors import InputError
 def with_folder(loggers: list[Logger]) -> list[Logger]:
     """The loggers, with one first that has a folder per run, which this run claims.
 
-    The first logger's folder is the run's: `config.yaml`, checkpoints and results go there. Other loggers' is shared by
-    all runs, as W&B's, or by those that start together, as TensorBoard's: before them a CSVLogger with the `save_dir`
-    of the first takes the lead, named as the run that W&B is to show. None stay none.
+    The first logger's folder is the run's: `config.yaml`, checkpoints and results go there. Only a CSVLogger's is sure
+    to be no other run's. Where the first is another, one is put before it: in the same `save_dir`, named as the run
+    that W&B is to show, or `csv`. None stay none, as does what `fast_dev_run` takes.
     """
-    if not loggers:
-        return []
+    if not loggers or isinstance(loggers[0], DummyLogger):
+        return loggers
     first = loggers[0]
     if not isinstance(first, CSVLogger):
         folder, name = first.save_dir or ".", "csv"

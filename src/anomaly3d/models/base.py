@@ -35,7 +35,7 @@ class Detector(nn.Module, ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether the present pass over the training clouds is to change the weights."""
+        """Whether the present pass over the training clouds may change weights."""
         return True
 
     def finish_pass(self) -> bool:

@@ -90,7 +90,9 @@ class BTF(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """All features of each category."""
-        self.bank, self.offsets = pack([torch.cat(rows) for rows in by_category(seen, self.categories)])
+        self.bank, self.offsets = pack(
+            [torch.cat([entry.kept for entry in group]) for group in by_category(seen, self.categories)]
+        )
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""

@@ -91,10 +91,10 @@ class PatchCore(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
         groups = by_category(seen, self.categories)
-        self.templates.keep([clouds[0] for clouds in groups])
+        self.templates.keep([group[0].kept for group in groups])
         banks = []
-        for template, clouds, category in zip(self.placing().templates, groups, self.categories, strict=True):
-            features = self.collect(self._describe(c, template)[1] for c in aligned(clouds, self.settings, category))
+        for template, group in zip(self.placing().templates, groups, strict=True):
+            features = self.collect(self._describe(c.kept, template)[1] for c in aligned(group, self.settings))
             banks.append(features[greedy_coreset(features, self.coreset_size)])
         self.bank, self.offsets = pack(banks)
 

@@ -154,13 +154,14 @@ class PatchCorePointMAE(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's tokens."""
         groups = by_category(seen, self.categories)
+        kept: list[Iterator[Tensor]] = [(cloud.kept for cloud in group) for group in groups]
         if self.register_clouds:
-            self.templates.keep([clouds[0] for clouds in groups])
-            groups = [
-                self.placed_tokens(aligned(clouds, self.settings, category), template, category)
-                for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True)
+            self.templates.keep([group[0].kept for group in groups])
+            kept = [
+                self.placed_tokens(aligned(group, self.settings), template)
+                for group, template in zip(groups, self.placing().templates, strict=True)
             ]
-        every = (self.collect(tokens) for tokens in groups)
+        every = (self.collect(tokens) for tokens in kept)
         self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
@@ -196,14 +197,12 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """Of a registered cloud that is scored."""
         return self.tokens(self.completion.completed(placed, template), name, self._frame(template, placed))
 
-    def placed_tokens(
-        self, clouds: Sequence[Float[Tensor, "n 3"]], template: Template, category: str
-    ) -> Iterator[Float[Tensor, "G D"]]:
+    def placed_tokens(self, clouds: Sequence[Seen], template: Template) -> Iterator[Float[Tensor, "G D"]]:
         """Tokens of a category's registered training clouds, one after the other."""
-        for i, cloud in enumerate(clouds, start=1):
-            seen = self.completion.thinned(cloud, template)
-            name = f"{category}, training cloud {i} by name, at resolution {self.completion.resolution}"
-            yield self.tokens(seen, name, self._frame(template, cloud))[1]
+        for cloud in clouds:
+            thin = self.completion.thinned(cloud.kept, template)
+            name = f"{cloud.sample_id}, at resolution {self.completion.resolution}"
+            yield self.tokens(thin, name, self._frame(template, cloud.kept))[1]
 
     def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
         return None if self.completion.resolution is None else template_frame(template, cloud)

@@ -58,12 +58,12 @@ class Reg3DAD(PatchCorePointMAE):
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
         groups = by_category(seen, self.categories)
-        self.templates.keep([clouds[0] for clouds in groups])
+        self.templates.keep([group[0].kept for group in groups])
         coordinates, tokens, ranges = [], [], []
-        for clouds, template, category in zip(groups, self.placing().templates, self.categories, strict=True):
-            placed = aligned(clouds, self.settings, category)
-            xyz = torch.cat(placed)
-            every = self.collect(self.placed_tokens(placed, template, category))
+        for group, template in zip(groups, self.placing().templates, strict=True):
+            placed = aligned(group, self.settings)
+            xyz = torch.cat([cloud.kept for cloud in placed])
+            every = self.collect(self.placed_tokens(placed, template))
             # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
             kept = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]
             kept_tokens = self.coreset(every)

@@ -90,7 +90,7 @@ class Simple3D(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
-        groups = [torch.cat(rows) for rows in by_category(seen, self.categories)]
+        groups = [torch.cat([entry.kept for entry in group]) for group in by_category(seen, self.categories)]
         self.bank, self.offsets = pack([rows[greedy_coreset(rows, self.coreset_size)] for rows in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:

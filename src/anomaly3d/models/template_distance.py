@@ -55,8 +55,7 @@ class TemplateDistance(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
         groups = by_category(seen, self.categories)
-        placed = (aligned(clouds, self.settings, name) for clouds, name in zip(groups, self.categories, strict=True))
-        self.templates.keep([torch.cat(clouds) for clouds in placed])
+        self.templates.keep([torch.cat([c.kept for c in aligned(group, self.settings)]) for group in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""

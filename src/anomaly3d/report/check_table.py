@@ -30,7 +30,12 @@ def run(args: list[str]) -> None:
     )
     parser.add_argument("--output", metavar="FILE.md", type=Path, help="write the report as Markdown")
     options = parser.parse_args(args)
-    files = [file for path in options.files for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    files = []
+    for path in options.files:
+        found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path}: no .csv in this folder")
+        files += found
     check_table(files, options.output)
 
 

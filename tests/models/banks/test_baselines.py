@@ -20,6 +20,7 @@ from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.memory import nearest, reweighted
+from anomaly3d.models.components.seen import Seen
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.m3dm import M3DM
 from anomaly3d.models.patchcore import PatchCore
@@ -383,10 +384,11 @@ def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
     detector = fit(METHODS["reg3dad"](coreset_size=100), few)
     assert isinstance(detector, Reg3DAD)
     assert isinstance(detector.ranges, torch.Tensor)
-    placed = aligned(list(few.clouds())[:2], detector.settings, "plate")
+    seen = [Seen(name, 0, cloud) for name, cloud in zip(few.sample_id[:2], list(few.clouds())[:2], strict=True)]
+    placed = aligned(seen, detector.settings)
     every = (
-        torch.cat(placed),
-        torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0], "bracket"))),
+        torch.cat([cloud.kept for cloud in placed]),
+        torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0]))),
     )
     for (low, high), rows, bank in zip(detector.ranges[0], every, (detector.coordinates, detector.bank), strict=True):
         among = np.sort(cdist(rows.numpy(), bank[:100].numpy()), axis=1)

@@ -8,7 +8,6 @@ import torch
 from scipy.spatial.distance import cdist
 
 from anomaly3d.errors import InputError
-from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.patches import PatchSampler
 from anomaly3d.types import PointCloudBatch
 
@@ -71,14 +70,6 @@ def test_padding_repeats_the_centre() -> None:
     assert patches.points.shape == (1, 4, 32, 3)
     assert torch.equal(patches.index[0, :, 20:], patches.index[0, :, :1].expand(-1, 12))
     assert sorted(patches.index[0, 0, :20].tolist()) == list(range(20))
-
-
-def test_a_point_out_of_all_proportion_is_an_error() -> None:
-    cloud = torch.randn(500, 3)
-    check_extent(torch.cat([cloud, torch.full((1, 3), 300.0)]), "wide")
-    with pytest.raises(InputError, match="stray: a point lies"):
-        check_extent(torch.cat([cloud, torch.full((1, 3), 1e6)]), "stray")
-    check_extent(torch.tensor([[0.0, 0, 0], [0, 0, 0], [5, 0, 0]]), "two places")
 
 
 def test_coincident_points_are_an_error() -> None:

@@ -128,7 +128,8 @@ class Placement(nn.Module):
         everything: dict[str, Seen] = {}
         for theirs in gather_seen(seen, self.templates.here.device):
             everything |= theirs
-        return by_category([everything[name] for name in sorted(everything)], categories)
+        groups = by_category([everything[name] for name in sorted(everything)], categories)
+        return [[entry.kept for entry in group] for group in groups]
 
     def _thinned(self, offsets: TemplateOffsets, seen: Seen) -> Seen:
         """A training cloud on its template, for the offsets."""

@@ -30,17 +30,17 @@ def gather_seen(seen: dict[str, Seen], device: torch.device) -> list[dict[str, S
     return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
 
 
-def by_category(seen: Sequence[Seen], categories: Sequence[str]) -> list[list[Tensor]]:
-    """What was kept of the clouds of each category.
+def by_category(seen: Sequence[Seen], categories: Sequence[str]) -> list[list[Seen]]:
+    """The clouds of each category.
 
     Raises:
         InputError: nothing was kept of one of them.
     """
-    groups: list[list[Tensor]] = [[] for _ in categories]
+    groups: list[list[Seen]] = [[] for _ in categories]
     for entry in seen:
-        groups[entry.category].append(entry.kept)
-    for name, kept in zip(categories, groups, strict=True):
-        if not kept:
+        groups[entry.category].append(entry)
+    for name, group in zip(categories, groups, strict=True):
+        if not group:
             raise InputError(
                 f"{name}: no training cloud of this category in the pass; lift trainer.limit_train_batches, or leave "
                 "the category out of data.categories"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
+from anomaly3d.models.components.seen import Seen
 
 _LARGER = 1.5  # radii of a template; a cloud that is larger than that is none of its scans
 
@@ -52,18 +53,13 @@ class CategoryTemplates:
         return Placed(category, found[category], logits)
 
 
-def aligned(
-    clouds: Sequence[Float[Tensor, "n 3"]], settings: RegistrationSettings, category: str
-) -> list[Float[Tensor, "n 3"]]:
+def aligned(clouds: Sequence[Seen], settings: RegistrationSettings) -> list[Seen]:
     """The clouds of a category in the pose of the first; one that does not fit is warned of and kept."""
-    first = Template(clouds[0], settings)
-    return [
-        clouds[0],
-        *(
-            registered(first, cloud, f"{category}, training cloud {i} by name").apply(cloud)
-            for i, cloud in enumerate(clouds[1:], start=2)
-        ),
-    ]
+    first = Template(clouds[0].kept, settings)
+    placed = (
+        cloud._replace(kept=registered(first, cloud.kept, cloud.sample_id).apply(cloud.kept)) for cloud in clouds[1:]
+    )
+    return [clouds[0], *placed]
 
 
 def registered(template: Template, cloud: Float[Tensor, "N 3"], name: str) -> Registration:
