@@ -56,7 +56,7 @@ def test_a_version_that_was_asked_for_is_taken(tmp_path: Path) -> None:
 class Elsewhere(Logger):
     """A logger whose folder all runs share."""
 
-    name = version = None
+    name = version = None  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
