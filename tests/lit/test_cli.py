@@ -342,6 +342,7 @@ def test_bad_data_gets_one_line(conf: Path, parts: Path, capsys: pytest.CaptureF
     message = says([*verb, "--data.root", str(parts), "--data.categories", "[gera]"], capsys)
     assert "gera" in message
     assert "gear" in message
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
     broken = Path("broken")
     shutil.copytree(parts, broken)

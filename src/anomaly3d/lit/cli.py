@@ -22,7 +22,7 @@ from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
 from anomaly3d.lit.heatmaps import HeatMaps
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.random_state import RandomState
-from anomaly3d.lit.run_folder import SaveConfig, check_loggers, with_folder
+from anomaly3d.lit.run_folder import SaveConfig, check_loggers, remove_empty, with_folder
 from anomaly3d.models.backbones import weights
 
 
@@ -90,6 +90,14 @@ class AnomalyCLI(LightningCLI):
                     "(templates, memory banks, expected errors), and nothing goes on from it as it was; leave it out: "
                     "there is one after every epoch"
                 )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A run that is refused before it has written anything leaves no folder."""
+        try:
+            super()._run_subcommand(subcommand)
+        except InputError:
+            remove_empty(self.trainer.loggers)
+            raise
 
     def after_validate(self) -> None:
         """There is a result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def claim(logger: CSVLogger) -> None:
         except FileExistsError:
             continue
         logger._version = version
+
+
+def remove_empty(loggers: list[Logger]) -> None:
+    """Remove the folder that a run claimed if there is nothing in it, and the one around it likewise."""
+    if loggers and isinstance(loggers[0], CSVLogger):
+        with suppress(OSError):
+            for folder in (loggers[0].log_dir, loggers[0].root_dir):
+                Path(folder).rmdir()
 
 
 def check_loggers(config: Any) -> None:
