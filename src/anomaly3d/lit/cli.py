@@ -156,6 +156,7 @@ def quieten() -> None:
         ".*module\\(s\\) in eval mode.*",  # the frozen backbone's
         "The dirpath has changed.*",  # a test run has a folder of its own
         ".*treespec, LeafSpec.*",
+        ".*sync_dist=True.*",  # the evaluator's results are of all ranks already
         "Initializing zero-element tensors.*",
     ):
         warnings.filterwarnings("ignore", message=message)
