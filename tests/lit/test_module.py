@@ -350,6 +350,12 @@ def test_the_hash_of_a_configuration_leaves_out_where_files_go(tmp_path: Path) -
     assert one["backbone_weights"] == "small"
     assert one == hashed(max_epochs=3, logger={"save_dir": "b"})
     assert one != hashed(max_epochs=4, logger={"save_dir": "a"})
+    assert one != hashed(max_epochs=3, callbacks=[{"class_path": "EarlyStopping"}])
+    values["checkpoint"] = {"dirpath": "a", "every_n_epochs": 2}
+    kept = hashed(max_epochs=3)
+    assert kept != one
+    values["checkpoint"] = {"dirpath": "b", "every_n_epochs": 2}
+    assert kept == hashed(max_epochs=3)
     assert settings(tmp_path / "none.yaml") == {"backbone_weights": None, "config_sha256": None}
 
 

@@ -150,3 +150,16 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     assert status.value.code == 2
     assert capsys.readouterr().err == f"anomaly3d: {tmp_path}/nothing.csv: no such file.\n"
     assert not output.exists()
+
+
+def test_a_folder_stands_for_its_tables(tmp_path, capsys):
+    main(["check-table", str(ROOT / "benchmarks/reported"), "--output", str(tmp_path / "all.md")])
+    main(["check-table", *(str(ROOT / name) for name in sorted(REPORTED)), "--output", str(tmp_path / "each.md")])
+    assert (tmp_path / "all.md").read_text() == (tmp_path / "each.md").read_text()
+    for arguments, says in (
+        ([str(tmp_path)], "no .csv in this folder"),
+        ([str(ROOT / REPORTED[0]), "--output", str(tmp_path)], "can't be written"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["check-table", *arguments])
+        assert f"{tmp_path}: {says}" in capsys.readouterr().err
