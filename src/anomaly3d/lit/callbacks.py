@@ -59,12 +59,7 @@ class ResultTable(Callback):
         folder = Path(log_dir) / split
         csv = write_evaluation(module.result, shown, folder, row_facts(record))[0]
         record["category_accuracy"] = module.result.category_accuracy
-        record["results"] = [
-            {
-                k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(row).items()
-            }  # JSON has no NaN
-            for row in module.result.rows
-        ]
+        record["results"] = [_without_nan(asdict(row)) for row in module.result.rows]
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
         print(f"written: {csv}, metrics.md, metrics.tex and record.json beside it")
 
@@ -248,3 +243,8 @@ def choose(records: list[CloudRecord], count: int) -> list[str]:
 def file_stem(sample_id: str) -> str:
     """A file name for a sample: its id with the folders joined by dots."""
     return sample_id.replace("/", ".")
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """Undefined metrics are null: JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import PointFeature, PointFeatures, centre_and_radius
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category
+from anomaly3d.models.components.seen import Seen, by_category, joined
 
 
 class BTF(BankDetector):
@@ -90,9 +89,7 @@ class BTF(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """All features of each category."""
-        self.bank, self.offsets = pack(
-            [torch.cat([entry.kept for entry in group]) for group in by_category(seen, self.categories)]
-        )
+        self.bank, self.offsets = pack([joined(group) for group in by_category(seen, self.categories)])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly3d.errors import check_range
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.seen import Seen, by_category
+from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.ops.fps import farthest_point_sampling
@@ -62,7 +62,7 @@ class Reg3DAD(PatchCorePointMAE):
         coordinates, tokens, ranges = [], [], []
         for group, template in zip(groups, self.placing().templates, strict=True):
             placed = aligned(group, self.settings)
-            xyz = torch.cat([cloud.kept for cloud in placed])
+            xyz = joined(placed)
             every = self.collect(self.placed_tokens(placed, template))
             # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
             kept = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]

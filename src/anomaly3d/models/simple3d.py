@@ -19,7 +19,7 @@ from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import centre_and_radius, key_points
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category
+from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.ops.knn import knn
 
 
@@ -90,7 +90,7 @@ class Simple3D(BankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features."""
-        groups = [torch.cat([entry.kept for entry in group]) for group in by_category(seen, self.categories)]
+        groups = [joined(group) for group in by_category(seen, self.categories)]
         self.bank, self.offsets = pack([rows[greedy_coreset(rows, self.coreset_size)] for rows in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category
+from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 
@@ -55,7 +55,7 @@ class TemplateDistance(RegisteredBankDetector):
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
         groups = by_category(seen, self.categories)
-        self.templates.keep([torch.cat([c.kept for c in aligned(group, self.settings)]) for group in groups])
+        self.templates.keep([joined(aligned(group, self.settings)) for group in groups])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""

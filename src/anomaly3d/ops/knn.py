@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from anomaly3d.ops.backend import check_backend, log_choice
 from anomaly3d.ops.precision import as_coordinates, no_autocast
+from anomaly3d.ops.tree import kd_tree
 
 BACKENDS = ("torch", "kdtree")
 
@@ -61,7 +61,7 @@ def _knn_kdtree(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index = torch.empty_like(distance, dtype=torch.int64)
     for b, cloud in enumerate(points.cpu().numpy()):
         # Sliding-midpoint splits: the tree is built several times faster and answers as fast.
-        tree = KDTree(cloud, leafsize=32, balanced_tree=False, compact_nodes=False)
+        tree = kd_tree(cloud)
         found = tree.query(query[b].cpu().numpy(), k=k, workers=-1)
         distance[b], index[b] = (torch.from_numpy(part.reshape(-1, k)) for part in found)
     return distance, index

@@ -7,13 +7,13 @@ from math import inf
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import Template
+from anomaly3d.ops.tree import kd_tree
 from anomaly3d.ops.voxel import voxel_filter
 
 COMPLETE_GAP = 0.8
@@ -54,7 +54,7 @@ class Completion:
         if key not in template.thinned:
             template.thinned[key] = self.thinned(template.xyz, template)
         rest = template.thinned[key]
-        tree = KDTree(cloud.cpu().numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
+        tree = kd_tree(cloud.cpu().numpy())
         distance, _ = tree.query(rest.cpu().numpy(), workers=-1)
         bare = torch.from_numpy(distance > self.gap * self.resolution * template.radius).to(rest.device)
         return torch.cat([cloud, rest[bare].to(cloud)])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from anomaly3d.ops.backend import require_package
+from anomaly3d.ops.tree import kd_tree
 
 
 def open3d(setting: str) -> ModuleType:
@@ -83,7 +83,7 @@ def fpfh(
 
 def _bulging(cloud: Any, neighbours: int) -> Float64[np.ndarray, "N 3"]:
     points, normals = np.asarray(cloud.points), np.array(cloud.normals)
-    tree = KDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)
+    tree = kd_tree(points)
     _, near = tree.query(points, min(neighbours, len(points)), workers=-1)
     bulge = points - points[near.reshape(len(points), -1)].mean(1)
     normals[(bulge * normals).sum(1) < 0] *= -1

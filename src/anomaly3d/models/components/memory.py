@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from anomaly3d.ops.precision import no_autocast
+from anomaly3d.ops.tree import kd_tree
 
 _CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
 _CHUNK_VALUES = 1 << 26  # of the bank, of which the search makes a copy: 256 MiB
@@ -31,7 +31,7 @@ def nearest(
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} nearest neighbours in a bank of {len(bank)} rows")
     if bank.device.type == "cpu" and bank.shape[1] <= _TREE_COLUMNS:
-        tree = KDTree(bank.numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
+        tree = kd_tree(bank.numpy())
         distance, index = (torch.from_numpy(part.reshape(-1, k)) for part in tree.query(query.numpy(), k=k, workers=-1))
         return distance.to(query), index
     with no_autocast(bank):

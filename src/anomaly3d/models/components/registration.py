@@ -19,6 +19,7 @@ from anomaly3d.models.components.icp import Surface, icp, residuals
 from anomaly3d.models.components.memory import nearest
 from anomaly3d.models.components.pose_store import stored
 from anomaly3d.models.components.ransac import Poses, moved, ransac_poses
+from anomaly3d.ops.tree import kd_tree
 from anomaly3d.ops.voxel import voxel_filter
 
 Pose = Float64[np.ndarray, "4 4"]
@@ -89,7 +90,7 @@ class Template:
     @cached_property
     def tree(self) -> KDTree:
         """Of all points."""
-        return KDTree(self.xyz.cpu().numpy(), leafsize=32, balanced_tree=False, compact_nodes=False)
+        return kd_tree(self.xyz.cpu().numpy())
 
     def as_it_stands(self, xyz: Float[Tensor, "N 3"]) -> Registration:
         """From the pose that the cloud has in its file, its mean on the template's."""

@@ -30,6 +30,11 @@ def gather_seen(seen: dict[str, Seen], device: torch.device) -> list[dict[str, S
     return [{name: entry._replace(kept=entry.kept.to(device)) for name, entry in theirs.items()} for theirs in everyone]
 
 
+def joined(clouds: Sequence[Seen]) -> Tensor:
+    """The rows that were kept of all clouds."""
+    return torch.cat([cloud.kept for cloud in clouds])
+
+
 def by_category(seen: Sequence[Seen], categories: Sequence[str]) -> list[list[Seen]]:
     """The clouds of each category.
 
