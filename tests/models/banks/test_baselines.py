@@ -20,6 +20,7 @@ from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.memory import nearest, reweighted
+from anomaly3d.models.components.registration import RegistrationSettings
 from anomaly3d.models.components.seen import Seen
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.m3dm import M3DM
@@ -377,6 +378,15 @@ def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
         apart = share * maps[0].max() + (1 - share) * maps[1].max()
         assert published.object_scores[0].item() == pytest.approx(apart, rel=1e-3)
         assert apart > expected.max()
+
+
+@pytest.mark.usefixtures("open3d")
+def test_a_training_cloud_that_does_not_fit_its_template_is_named(recwarn):
+    clouds = (bracket(700, 0), bracket(700, 1), plate(700, 2))
+    seen = [Seen(f"part/{i}", 0, cloud) for i, cloud in enumerate(clouds)]
+    aligned(seen, RegistrationSettings(hypotheses=500))
+    said = [str(entry.message) for entry in recwarn if "does not fit" in str(entry.message)]
+    assert [text.split(":")[0] for text in said] == ["part/2"]
 
 
 def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
