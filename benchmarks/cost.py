@@ -9,40 +9,20 @@ weights: their values do not matter.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+import token_encoder
 from anomaly3d.models.backbones.folded_encoder import FoldedEncoder
 from anomaly3d.models.backbones.point_mae import ARCHITECTURES
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mc3d_ad import MC3DAD
 from anomaly3d.models.sedir import SeDiR
+from anomaly3d.ops.multiply_adds import multiply_adds
 from anomaly3d.types import PatchGroups, PointCloudBatch
-from token_encoder import multiply_adds
 
 CATEGORIES = [str(i) for i in range(40)]  # Anomaly-ShapeNet
-
-
-def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
-    """Of the attention kernel on a CPU, which torch's counter does not know: Q K^T and its product with V."""
-    batch, heads, queries, width = query
-    return 2 * batch * heads * queries * key[-2] * (width + value[-1])
-
-
-def counted(run: Callable[[], object]) -> int:
-    """Multiply-adds of a call."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation that the counter does not look into
-    try:
-        with FlopCounterMode(display=False, custom_mapping={attention: attention_flops}) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2
 
 
 def parameters(*modules: nn.Module | None) -> int:
@@ -74,11 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
     sedir.configure(CATEGORIES)
     groups = sedir.patches(batch)
     view = sedir.view(groups)
-    encoder = counted(lambda: embed(sedir, groups))
-    frozen = counted(lambda: sedir.view(groups))
-    reconstruct = counted(lambda: sedir.reconstruct(view))
+    encoder = multiply_adds(lambda: embed(sedir, groups))
+    frozen = multiply_adds(lambda: sedir.view(groups))
+    reconstruct = multiply_adds(lambda: sedir.reconstruct(view))
     widths = ARCHITECTURES["base"].point_widths
-    plain, _ = multiply_adds(widths, sedir.neighbourhoods)
+    plain, _ = token_encoder.multiply_adds(widths, sedir.neighbourhoods)
     used = [sedir.backbone.encoder, sedir.backbone.pos_embed, *sedir.backbone.blocks.blocks[:4]]
     table(
         f"SeDiR: {len(groups.centres[0])} patches of {', '.join(map(str, sedir.neighbourhoods))} points",
@@ -106,10 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     mamba = Mamba3dAD(backbone_size="base", backbone_weights="random", voxel_size=None).eval()
     groups = mamba.sampler(batch)
     tokens = mamba._tokens(groups)
-    first = counted(lambda: FoldedEncoder.fold(mamba.backbone.encoder).tokens(groups.points[0]))
-    frozen = counted(lambda: mamba._tokens(groups))
+    first = multiply_adds(lambda: FoldedEncoder.fold(mamba.backbone.encoder).tokens(groups.points[0]))
+    frozen = multiply_adds(lambda: mamba._tokens(groups))
     ordered = mamba._sort(tokens, groups.centres)
-    sorting = counted(lambda: mamba._sort(tokens, groups.centres))
+    sorting = multiply_adds(lambda: mamba._sort(tokens, groups.centres))
     features = mamba._features(ordered)
     table(
         f"Mamba3dAD: {len(groups.centres[0])} patches of {groups.points.shape[2]} points, {features.shape[1]} slots",
@@ -121,11 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
                 frozen - first,
             ),
             ("GSAS", parameters(mamba.gsas), sorting),
-            ("adapter", parameters(mamba.adapter, mamba.norm), counted(lambda: mamba._features(ordered))),
+            ("adapter", parameters(mamba.adapter, mamba.norm), multiply_adds(lambda: mamba._features(ordered))),
             (
                 "discriminator",
                 parameters(mamba.discriminator),
-                counted(lambda: mamba.discriminator(features, ordered.coordinates)),
+                multiply_adds(lambda: mamba.discriminator(features, ordered.coordinates)),
             ),
         ],
         ("not given", "not given; 17.31 clouds a second on a 3090"),
@@ -137,8 +117,8 @@ def mc3d_ad(batch: PointCloudBatch) -> None:
     mc3d = MC3DAD(num_groups=4096, register=False, backbone_size="base", backbone_weights="random").eval()
     groups = mc3d.patches(batch)
     view, masked = mc3d.view(groups), torch.tensor([True])
-    first = counted(lambda: FoldedEncoder.fold(mc3d.backbone.encoder).tokens(groups.points[0]))
-    frozen = counted(lambda: mc3d.view(groups))
+    first = multiply_adds(lambda: FoldedEncoder.fold(mc3d.backbone.encoder).tokens(groups.points[0]))
+    frozen = multiply_adds(lambda: mc3d.view(groups))
     used = [mc3d.backbone.pos_embed, *mc3d.backbone.blocks.blocks[:4], mc3d.backbone.norm]
     table(
         f"MC3D-AD, as for Real3D-AD: {len(groups.centres[0])} patches of {groups.points.shape[2]} points",
@@ -149,7 +129,7 @@ def mc3d_ad(batch: PointCloudBatch) -> None:
             (
                 "position, encoder, decoder, under one mask",
                 parameters(mc3d.position, mc3d.encoder, mc3d.decoder),
-                counted(lambda: mc3d.reconstruct(view, masked)),
+                multiply_adds(lambda: mc3d.reconstruct(view, masked)),
             ),
         ],
         ("34.16", "not given"),

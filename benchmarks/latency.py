@@ -2,10 +2,10 @@
 
     python benchmarks/latency.py [--points 57000] [--repeats 3] [--device cpu] [--only mamba3dad_paper]
 
-Stages are measured inside `score` itself: the functions it calls are timed for the duration of a run, on a GPU by CUDA
-events with a synchronisation behind each. Random weights: their values do not matter. The arithmetic floor of a stage
-is its matrix products and attention, counted as in `cost.py`, at the rate of a large float32 matrix product on the
-same device. The whole is the sum of the stages' medians. Shares carry over between machines better than times do.
+Stages are measured inside `score` itself, as in every test (`anomaly3d/ops/stages.py`), on a GPU by CUDA events with a
+synchronisation at each. Random weights: their values do not matter. The arithmetic floor of a stage is its matrix
+products and attention, counted as in `cost.py`, at the rate of a large float32 matrix product on the same device. The
+whole is the sum of the stages' medians. Shares carry over between machines better than times do.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import yaml
 
 from anomaly3d.models.base import Detector
-from anomaly3d.models.components import patches
 from anomaly3d.models.components.pose_store import POSES
-from anomaly3d.models.mamba3dad import Mamba3dAD, mamba3dad
-from anomaly3d.models.sedir import SeDiR, sedir
+from anomaly3d.models.mamba3dad import Mamba3dAD
+from anomaly3d.models.sedir import SeDiR
+from anomaly3d.ops.multiply_adds import counting
+from anomaly3d.ops.stages import measured
 from anomaly3d.types import PointCloudBatch
-from cost import CATEGORIES, counted
+from cost import CATEGORIES
 from ops import surface
 
 PAPER = {"mamba3dad_paper": "; the paper: 17.31 on an RTX 3090"}
@@ -38,66 +37,21 @@ BASE = {"backbone_size": "base", "backbone_weights": "random"}
 SIZES: dict[str, dict[str, Any]] = {"mamba3dad_paper": {"state": 256}, "mamba3dad_tiny": {"voxel_size": None}}
 """What else recipes set: the paper's adapter goes with its backbone, and the laptop's filter no voxels."""
 
-Meter = Callable[[Callable[[], Any]], tuple[Any, float]]  # a call's result, and its milliseconds or multiply-adds
 
-
-def milliseconds(run: Callable[[], Any], cuda: bool) -> tuple[Any, float]:
-    """Result and time of a call."""
+def clock(cuda: bool) -> Callable[[], float]:
+    """Gives milliseconds since some moment: the processor's, or those between events of the GPU."""
     if not cuda:
-        start = time.perf_counter()
-        return run(), 1e3 * (time.perf_counter() - start)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        return lambda: 1e3 * time.perf_counter()
+    begin = torch.cuda.Event(enable_timing=True)
     begin.record()
-    result = run()
-    end.record()
-    torch.cuda.synchronize()
-    return result, begin.elapsed_time(end)
 
+    def now() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return begin.elapsed_time(event)
 
-def multiply_adds(run: Callable[[], Any]) -> tuple[Any, float]:
-    """Result and multiply-adds of a call."""
-    results: list[Any] = []
-    amount = counted(lambda: results.append(run()))
-    return results[0], float(amount)
-
-
-def stages(model: Detector) -> Iterator[tuple[str, Any, str]]:
-    """(stage, owner, attribute) of every function that `score` calls; no two contain each other."""
-    yield "canonical order", patches, "order_seen"
-    yield "voxel filter", patches, "voxel_filter"
-    yield "FPS", patches, "farthest_point_sampling"
-    yield "kNN + grouping", patches, "knn"
-    yield "kNN + grouping", patches, "gather_points"
-    yield "backbone: mini-PointNet", model.backbone, "embed_nested"
-    yield "backbone: transformer", model.backbone, "transform"
-    if isinstance(model, Mamba3dAD):
-        yield "GSAS", model, "_sort"
-        yield "adapter", model, "_features"
-        yield "discriminator", model.discriminator, "forward"
-        yield "reprojection", mamba3dad, "patch_scores"
-        yield "reprojection", mamba3dad, "smooth_in_space"
-        yield "reprojection", model, "_to_file"
-    else:
-        yield "geometry", sedir, "geometry_descriptor"
-        yield "encoder, global token, decoder", model, "reconstruct"
-        yield "smoothing and reprojection", model, "scoring"
-
-
-@contextmanager
-def metered(model: Detector, meter: Meter) -> Iterator[dict[str, float]]:
-    """What each stage of the runs inside takes, summed."""
-    sums = dict.fromkeys((stage for stage, _, _ in stages(model)), 0.0)
-
-    def wrapped(stage: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        result, amount = meter(lambda: function(*arguments, **settings))
-        sums[stage] += amount
-        return result
-
-    with ExitStack() as stack:
-        for stage, owner, name in stages(model):
-            function = getattr(owner, name)
-            stack.enter_context(patch.object(owner, name, partial(wrapped, stage, function)))
-        yield sums
+    return now
 
 
 def detectors() -> dict[str, Callable[[], Detector]]:
@@ -121,20 +75,25 @@ def product_rate(device: torch.device, runs: int = 20) -> float:
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.rand(2, size, size, device=device)
     torch.mm(a, b)
-    return 1e3 * size**3 / min(milliseconds(lambda: torch.mm(a, b), device.type == "cuda")[1] for _ in range(runs))
+    now, times = clock(device.type == "cuda"), []
+    for _ in range(runs):
+        begin = now()
+        torch.mm(a, b)
+        times.append(now() - begin)
+    return 1e3 * size**3 / min(times)
 
 
 def report(recipe: str, model: Detector, batch: PointCloudBatch, repeats: int, rate: float) -> None:
     """Print one model's table."""
     os.environ.pop(POSES, None)  # a registration that lies on disk takes no time
-    time_of = partial(milliseconds, cuda=batch.xyz.is_cuda)
-    with metered(model, multiply_adds) as work:  # the first run also warms up
+    now = clock(batch.xyz.is_cuda)
+    work: dict[str, float] = {}
+    with counting() as so_far, measured(so_far, work):  # the first run also warms up
         model.score(batch)
-    runs: list[dict[str, float]] = []
-    for _ in range(repeats):
-        with metered(model, time_of) as times:
-            _, total = time_of(lambda: model.score(batch))
-        runs.append({**times, "rest": total - sum(times.values())})
+    runs: list[dict[str, float]] = [{} for _ in range(repeats)]
+    for times in runs:
+        with measured(now, times):
+            model.score(batch)
     middle = {stage: median(run[stage] for run in runs) for stage in runs[0]}
     # Of the medians, so that shares add up and one interruption does not count.
     total, products = sum(middle.values()), sum(work.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,14 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
 from anomaly3d.lit import record
-from anomaly3d.lit.callbacks import choose
+from anomaly3d.lit.callbacks import choose, scoring_costs
 from anomaly3d.lit.checkpoints import WholeCheckpoints, stopped
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
 from anomaly3d.lit.schedule import warmup_cosine
 from anomaly3d.metrics.result import EvaluationResult
 from anomaly3d.models.base import Detector
+from anomaly3d.ops.stages import stage
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 
@@ -327,6 +329,34 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest
         files.save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Product(Distance):
+    """Scores behind a matrix product of 3 x 3 x 5, in a stage."""
+
+    def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        with stage("product"):
+            time.sleep(0.01)
+            _ = torch.ones(3, 3) @ torch.ones(3, 5)
+        return super().score(batch)
+
+
+def test_what_scoring_takes_is_measured() -> None:
+    module, data = AnomalyModule(Product(), lr=0.1), Clouds("unused")
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    assert scoring_costs(module)["multiply_adds_per_cloud"] is None
+    trainer.test(module, data, verbose=False)
+    batches = len(data.test_dataloader())
+    costs = scoring_costs(module)
+    clouds, seconds = module.scored_clouds, costs["stage_seconds_per_cloud"]
+    assert clouds == 4
+    assert costs["multiply_adds_per_cloud"] == 3 * 3 * 5 * batches // clouds
+    assert list(seconds) == ["other", "product", "reading and metrics"]
+    assert 0.01 * batches <= module.stage_seconds["product"] < 0.02 * batches  # not the pass that counts
+    assert sum(seconds.values()) * clouds == pytest.approx(module.test_seconds, rel=1e-3)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -51,7 +51,8 @@ class ResultTable(Callback):
         if not trainer.is_global_zero or module.result is None:
             return
         config = settings(None if log_dir is None else Path(log_dir) / "config.yaml")
-        record = {"split": split, **provenance(module.detector), **run_facts(trainer, module), **config}
+        facts = {**provenance(module.detector), **run_facts(trainer, module), **scoring_costs(module)}
+        record = {"split": split, **facts, **config}
         shown = {name: record[name] for name in _SHOWN}
         table_console().print(evaluation_table(module.result, shown).console())
         if log_dir is None:
@@ -221,6 +222,17 @@ def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
         "train_seconds": round(module.train_seconds, 1),
         "test_seconds": round(module.test_seconds, 1),
     }
+
+
+def scoring_costs(module: AnomalyModule) -> dict[str, Any]:
+    """What scoring a cloud takes, in this process: seconds by stage, and multiply-adds of the first batch of a test.
+
+    `reading and metrics` is the rest of `test_seconds`: data loaders, evaluator, files.
+    """
+    clouds, seconds = module.scored_clouds, dict(module.stage_seconds)
+    seconds["reading and metrics"] = max(0.0, module.test_seconds - sum(seconds.values()))
+    each = {name: float(f"{value / clouds:.4g}") for name, value in seconds.items()} if clouds else {}
+    return {"stage_seconds_per_cloud": each, "multiply_adds_per_cloud": module.multiply_adds}
 
 
 def choose(records: list[CloudRecord], count: int) -> list[str]:

@@ -27,7 +27,8 @@ _NO_RESULT = ("logger", "default_root_dir", "enable_progress_bar", "enable_model
 _IN_ROWS = (
     *("method", "split", "dataset", "setting", "protocol", "seed", "backbone_weights", "backbone_sha256"),
     *("ops_backend", "versions", "git_commit", "config_sha256", "data_sha256", "train_seconds", "test_seconds"),
-    *("peak_memory_mib", "peak_gpu_memory_mib", "device", "parameters", "trained_parameters", "category_accuracy"),
+    *("peak_memory_mib", "peak_gpu_memory_mib", "device", "parameters", "trained_parameters"),
+    *("multiply_adds_per_cloud", "stage_seconds_per_cloud", "category_accuracy"),
 )
 _PACKAGES = (
     *("anomaly3d", "torch", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn"),

@@ -21,6 +21,7 @@ from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.ops.knn import knn
+from anomaly3d.ops.stages import stage
 
 
 class Simple3D(BankDetector):
@@ -103,6 +104,7 @@ class Simple3D(BankDetector):
     def _describe(self, cloud: Tensor) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "K D"]]:
         radius = centre_and_radius(cloud)[1] if self.in_radii else 1.0
         keypoints = key_points(cloud, self.voxel_size * radius, self.in_radii)
-        scales = [fpfh(keypoints, None, k, orient=self.protocol == "strict") for k in self.neighbours]
-        near = knn(keypoints[None], keypoints[None], min(self.aggregated, len(keypoints)))[1][0]
-        return keypoints, torch.cat(scales, dim=1)[near].mean(1)
+        with stage("point features"):
+            scales = [fpfh(keypoints, None, k, orient=self.protocol == "strict") for k in self.neighbours]
+            near = knn(keypoints[None], keypoints[None], min(self.aggregated, len(keypoints)))[1][0]
+            return keypoints, torch.cat(scales, dim=1)[near].mean(1)

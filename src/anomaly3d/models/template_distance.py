@@ -14,6 +14,7 @@ from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
+from anomaly3d.ops.stages import stage
 
 
 class TemplateDistance(RegisteredBankDetector):
@@ -62,7 +63,8 @@ class TemplateDistance(RegisteredBankDetector):
         placing = self.placing()
         category, registration, logits = placing.place(cloud)
         placed = registration.apply(cloud)
-        distance, _ = placing.templates[category].tree.query(placed.cpu().numpy(), workers=-1)
+        with stage("nearest neighbours"):
+            distance, _ = placing.templates[category].tree.query(placed.cpu().numpy(), workers=-1)
         # Smoothed where the tree is: brute force over millions of points is slower, on any GPU.
         here = placed.cpu()
         points = self.scoring.points(torch.from_numpy(distance).to(here), here, here).to(cloud)

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.folded_encoder import FoldedEncoder
 from anomaly3d.models.backbones.group_encoder import GroupEncoder
+from anomaly3d.ops.stages import stage
 
 Size = Literal["base", "point_bert", "paper_width", "small", "tiny"]
 
@@ -156,6 +157,7 @@ class PointMAE(nn.Module):
         stages = self.transform(tokens, centres.repeat(len(sizes), 1, 1), blocks)
         return [list(one_size) for one_size in zip(*(stage.chunk(len(sizes)) for stage in stages), strict=True)]
 
+    @stage("transformer")
     def transform(
         self, tokens: Float[Tensor, "B G D"], centres: Float[Tensor, "B G 3"], blocks: Sequence[int] | None = None
     ) -> list[Float[Tensor, "B G D"]]:
@@ -179,6 +181,7 @@ class PointMAE(nn.Module):
         """Patch tokens before the transformer, from points in units of `unit`."""
         return self.embed_nested(points, [points.shape[2]])[0]
 
+    @stage("mini-PointNet")
     def embed_nested(self, points: Float[Tensor, "B G K 3"], sizes: Sequence[int]) -> list[Float[Tensor, "B G D"]]:
         """Tokens of the first `size` points of every patch before the transformer, for each of `sizes`."""
         flat = points.flatten(0, 1)

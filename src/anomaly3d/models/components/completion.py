@@ -13,6 +13,7 @@ from anomaly3d.errors import InputError, check_range
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import Template
+from anomaly3d.ops.stages import stage
 from anomaly3d.ops.tree import kd_tree
 from anomaly3d.ops.voxel import voxel_filter
 
@@ -45,6 +46,7 @@ class Completion:
             return cloud
         return voxel_filter(cloud[order_of(cloud, self.protocol)], self.resolution * template.radius)
 
+    @stage("completion")
     def completed(self, cloud: Float[Tensor, "N 3"], template: Template) -> Float[Tensor, "m 3"]:
         """A placed cloud at the resolution, as clouds that are scored are seen; its own points come first."""
         cloud = self.thinned(cloud, template)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomaly3d.ops.precision import no_autocast
+from anomaly3d.ops.stages import stage
 from anomaly3d.ops.tree import kd_tree
 
 _CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
@@ -17,6 +18,7 @@ _CHUNK_VALUES = 1 << 26  # of the bank, of which the search makes a copy: 256 Mi
 _TREE_COLUMNS = 4  # up to here a k-d tree beats the search through everything
 
 
+@stage("nearest neighbours")
 @torch.no_grad()
 def nearest(
     query: Float[Tensor, "N D"], bank: Float[Tensor, "M D"], k: int = 1

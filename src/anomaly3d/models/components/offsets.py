@@ -14,6 +14,7 @@ from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.sized_buffers import make_room_first, resize_buffers
 from anomaly3d.ops.grouping import interpolate
+from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
 
 _FLOOR = 0.1
@@ -64,6 +65,7 @@ class TemplateOffsets(nn.Module):
         """The thinned training clouds of each category, at least one, and the radius of each template."""
         self.rows, self.offsets = pack([self._rows(*group) for group in zip(groups, radii, strict=True)])
 
+    @stage("offsets")
     def forward(self, cloud: Float[Tensor, "N 3"], category: int, radius: float) -> Float[Tensor, " N"]:
         """Of every point of a placed cloud; about 1 where it lies as training clouds do.
 

@@ -16,6 +16,7 @@ from anomaly3d.ops.canonical import order_seen
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
+from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PatchGroups, PointCloudBatch
 
@@ -76,9 +77,11 @@ class PatchSampler(nn.Module):
         clouds, found = [], []
         for b, (cloud, name) in enumerate(zip(batch.clouds(), batch.sample_id, strict=True)):
             # First of all: then even the sums below add in one order, whatever the file's.
-            cloud = cloud[self.order(cloud)]
+            with stage("canonical order"):
+                cloud = cloud[self.order(cloud)]
             if self.voxel_size is not None:
-                cloud = voxel_filter(cloud, self.voxel_size)
+                with stage("voxel filter"):
+                    cloud = voxel_filter(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
             check_extent(cloud, name)
             centroid, radius = own_frame(cloud) if frames is None else frames[b]
@@ -99,14 +102,12 @@ class PatchSampler(nn.Module):
             self._check_size(len(cloud), name)
             one = cloud[None]
             start = None if self.canonical else torch.zeros(1, dtype=torch.long, device=cloud.device)
-            centre = gather_points(one, farthest_point_sampling(one, self.num_groups, start))
-            _, neighbours = knn(centre, one, min(self.group_size, len(cloud)))
-            missing = self.group_size - neighbours.shape[-1]
-            if missing:
-                nearest = neighbours[..., :1].expand(-1, -1, missing)
-                neighbours = torch.cat([neighbours, nearest], dim=-1)
+            with stage("FPS"):
+                centre = gather_points(one, farthest_point_sampling(one, self.num_groups, start))
+            with stage("kNN and grouping"):
+                neighbours = self._neighbours(centre, one)
+                points.append(gather_points(one, neighbours) - centre[:, :, None])
             centres.append(centre)
-            points.append(gather_points(one, neighbours) - centre[:, :, None])
             index.append(neighbours)
         return PatchGroups(
             centres=torch.cat(centres),
@@ -116,6 +117,11 @@ class PatchSampler(nn.Module):
             centroid=framed.centroid,
             radius=framed.radius,
         )
+
+    def _neighbours(self, centre: Float[Tensor, "1 G 3"], cloud: Float[Tensor, "1 N 3"]) -> Int[Tensor, "1 G K"]:
+        _, neighbours = knn(centre, cloud, min(self.group_size, cloud.shape[1]))
+        missing = self.group_size - neighbours.shape[-1]
+        return torch.cat([neighbours, neighbours[..., :1].expand(-1, -1, missing)], dim=-1) if missing else neighbours
 
     def _check_size(self, size: int, name: str) -> None:
         needed = self.num_groups if self.pad else max(self.num_groups, self.group_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
 
 PointFeature = Literal["raw", "fpfh", "fpfh_raw"]
@@ -91,6 +92,7 @@ class PointFeatures:
         """Centroids of the occupied voxels, in the unit of `xyz`."""
         return key_points(xyz, self.voxel * self._unit(radius), self.in_radii)
 
+    @stage("point features")
     def __call__(
         self, keypoints: Float[Tensor, "K 3"], centre: Float[Tensor, " 3"], radius: float
     ) -> Float[Tensor, "K D"]:
@@ -113,6 +115,7 @@ class PointFeatures:
         return radius if self.in_radii else 1.0
 
 
+@stage("voxel filter")
 def key_points(xyz: Float[Tensor, "N 3"], voxel: float, in_radii: bool) -> Float[Tensor, "K 3"]:
     """Centroids of the occupied voxels.
 

@@ -13,6 +13,7 @@ from anomaly3d.errors import check_range
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.ops.knn import knn
+from anomaly3d.ops.stages import stage
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class PointScoring:
             top_share=(0.01 if ours else 0.0) if top_share is None else top_share,
         )
 
+    @stage("reprojection")
     def points(
         self, scores: Float[Tensor, " M"], at: Float[Tensor, "M 3"], xyz: Float[Tensor, "N 3"]
     ) -> Float[Tensor, " N"]:

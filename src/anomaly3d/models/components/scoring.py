@@ -15,6 +15,7 @@ from anomaly3d.errors import InputError, check_choice
 from anomaly3d.ops.grouping import gather_points, interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
+from anomaly3d.ops.stages import stage
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 Protocol = Literal["strict", "paper"]
@@ -81,6 +82,7 @@ class TokenScoring:
             sigma = 2.0 if smooth == "token_index" else 1.0
         return cls(normalise or preset[0], smooth, propagate or preset[2], kernel, sigma)
 
+    @stage("reprojection")
     def __call__(
         self,
         errors: Float[Tensor, "B G"],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
 from anomaly3d.models.components.seen import Seen
+from anomaly3d.ops.stages import stage
 
 _LARGER = 1.5  # radii of a template; a cloud that is larger than that is none of its scans
 
@@ -34,6 +35,7 @@ class CategoryTemplates:
     def __init__(self, templates: Sequence[Template]) -> None:
         self.templates = list(templates)
 
+    @stage("registration")
     def place(self, xyz: Float[Tensor, "N 3"]) -> Placed:
         """The best category and pose.
 

@@ -43,6 +43,7 @@ from anomaly3d.models.mamba3dad.voxel_median import ball_median
 from anomaly3d.models.placing import PlacingDetector
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.ops.sinkhorn import Method
+from anomaly3d.ops.stages import stage
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 Corruption = Literal["features", "tokens", "points", "both"]
@@ -434,12 +435,16 @@ class Mamba3dAD(PlacingDetector):
         batch, seen, frames, category_logits = self.place_predicted(batch)
         groups = self.sampler(seen, frames)
         ordered = self._sort(self._standardised(self._tokens(groups)), groups.centres)
-        logits = self.discriminator(self._features(ordered), ordered.coordinates).float()
-        of_patches, of_objects = patch_scores(logits, ordered.assignment, groups.centres.shape[1]), logits.amax(dim=1)
-        if self.smooth_sigma is not None:
-            of_patches = smooth_in_space(of_patches, groups.centres, self.smooth_kernel, self.smooth_sigma)
-            of_objects = of_patches.amax(dim=1)
-        points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
+        features = self._features(ordered)
+        with stage("discriminator"):
+            logits = self.discriminator(features, ordered.coordinates).float()
+        with stage("reprojection"):
+            of_patches = patch_scores(logits, ordered.assignment, groups.centres.shape[1])
+            of_objects = logits.amax(dim=1)
+            if self.smooth_sigma is not None:
+                of_patches = smooth_in_space(of_patches, groups.centres, self.smooth_kernel, self.smooth_sigma)
+                of_objects = of_patches.amax(dim=1)
+            points = [self._to_file(of_patches[b], groups, b, xyz) for b, xyz in enumerate(batch.clouds())]
         if self.placement is not None:  # not of what the template has added
             of_objects = torch.stack([scores.max() for scores in points])
         prediction = AnomalyPrediction(torch.cat(points), of_objects, category_logits)
@@ -495,10 +500,12 @@ class Mamba3dAD(PlacingDetector):
             self.standardiser.observe(tokens)
         return self.standardiser(tokens)
 
+    @stage("GSAS")
     def _sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
         ordering = self.ordering if self.training else self.deployment
         return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres, ordering)
 
+    @stage("adapter")
     def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
         return self.norm(self.adapter(ordered.features))
 

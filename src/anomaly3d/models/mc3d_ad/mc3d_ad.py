@@ -28,6 +28,7 @@ from anomaly3d.models.mc3d_ad.encoder import LocalEncoder
 from anomaly3d.models.mc3d_ad.file_window import average_along_rows
 from anomaly3d.models.mc3d_ad.mask import guide, visible_patches
 from anomaly3d.models.placing import PlacingDetector
+from anomaly3d.ops.stages import stage
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 TestMasks = Literal["both", "drawn", "none"]
@@ -268,13 +269,15 @@ class MC3DAD(PlacingDetector):
     def view(self, groups: PatchGroups) -> FrozenView:
         """Frozen tokens and how much the surface varies at their centres."""
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
-        variation = guide(groups.centres, self.geometry_radius)
+        with stage("geometry"):
+            variation = guide(groups.centres, self.geometry_radius)
         return FrozenView(torch.cat(tokens, dim=-1).float(), groups.centres, variation)
 
     def standardised(self, view: FrozenView) -> FrozenView:
         """The view as `reconstruct` expects it."""
         return view._replace(tokens=self.standardiser(view.tokens)) if self.standardise else view
 
+    @stage("encoder and decoder")
     def reconstruct(self, view: FrozenView, hide_rough: Bool[Tensor, " B"] | None) -> Float[Tensor, "B G D"]:
         """The trainable part: tokens rebuilt with the rough or the smooth patches hidden, or with none (None)."""
         visible = None if hide_rough is None else visible_patches(view.variation, self.mask_ratio, hide_rough)

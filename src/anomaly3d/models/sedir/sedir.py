@@ -38,6 +38,7 @@ from anomaly3d.models.sedir.cfgt import (
 )
 from anomaly3d.models.sedir.ggd import Decoder, GeometryGuidedDecoder
 from anomaly3d.models.sedir.guidance import GeometryGuidance, Injection
+from anomaly3d.ops.stages import stage
 from anomaly3d.types import AnomalyPrediction, PatchGroups, PointCloudBatch
 
 
@@ -384,7 +385,8 @@ class SeDiR(PlacingDetector):
         views = self.backbone.nested(groups.points, groups.centres, self.neighbourhoods, self.backbone_blocks)
         fine, base, coarse = (torch.cat(tokens, dim=-1) for tokens in views)
         clouds = groups.cloud if self.geometry_source == "cloud" else None
-        geometry = geometry_descriptor(groups.centres, self.geometry_radius, clouds)
+        with stage("geometry"):
+            geometry = geometry_descriptor(groups.centres, self.geometry_radius, clouds)
         return FrozenView(fine.float(), base.float(), coarse.float(), groups.centres, geometry)
 
     def standardised(self, view: FrozenView) -> FrozenView:
@@ -394,6 +396,7 @@ class SeDiR(PlacingDetector):
         fine, base, coarse = (self.standardiser(tokens) for tokens in (view.fine, view.base, view.coarse))
         return view._replace(fine=fine, base=base, coarse=coarse)
 
+    @stage("encoder and decoder")
     def reconstruct(self, view: FrozenView) -> Reconstruction:
         """The trainable part: encode up to three resolutions, sum them up in z, and decode the base tokens."""
         position = self.position(view.centres)
