@@ -92,25 +92,25 @@ def features(
         },
     }
     made = {f"{name}, {how}": make for name in methods or varied for how, make in varied[name].items()}
-    _header("setting", "data", "seed", *SHOWN)
+    header("setting", "data", "seed", *SHOWN)
     for label, root in data.items():
         for seed in seeds or [0]:
-            module = _module(root, normal, defective, seed, categories)
-            train, views = _batches(module)
+            module = data_module(root, normal, defective, seed, categories)
+            train, views = batches(module)
             evaluators = {name: Evaluator(module.category_names, exact=True, replicates=0) for name in made}
             with registered_once():
                 for category, of_category in enumerate(module.category_names):
                     for name, make in made.items():
-                        detector = _fitted(make(), (of_category,), [_only(b) for b in train if _is(b, category)])
+                        detector = fitted(make(), (of_category,), [only(b) for b in train if is_of(b, category)])
                         for view in views:
-                            if _is(view, category):
+                            if is_of(view, category):
                                 scored = detector.score(view)
                                 evaluators[name].update(
                                     AnomalyPrediction(scored.point_scores, scored.object_scores), view
                                 )
             for name, evaluator in evaluators.items():
                 mean = evaluator.compute().mean
-                _row(name, label, str(seed), *(f"{100 * mean[metric]:.1f}" for metric in SHOWN))
+                row(name, label, str(seed), *(f"{100 * mean[metric]:.1f}" for metric in SHOWN))
 
 
 def recognition(
@@ -131,13 +131,13 @@ def recognition(
         defective: defective clouds per category.
         categories: default all.
     """
-    _header("method", "data", "seed", "rule", "category accuracy", *SHOWN, "expected")
+    header("method", "data", "seed", "rule", "category accuracy", *SHOWN, "expected")
     for label, root in data.items():
         for seed in seeds or [0]:
-            module = _module(root, normal, defective, seed, categories)
-            train, views = _batches(module)
+            module = data_module(root, normal, defective, seed, categories)
+            train, views = batches(module)
             for name in methods or RECOGNISING:
-                detector = _fitted(RECOGNISING[name](), module.category_names, train)
+                detector = fitted(RECOGNISING[name](), module.category_names, train)
                 expected = _expected(detector, train)
                 evaluators = {
                     rule: Evaluator(module.category_names, exact=True, replicates=0)
@@ -157,7 +157,7 @@ def recognition(
                 for rule, evaluator in evaluators.items():
                     mean = evaluator.compute().mean
                     cells = (f"{100 * mean[metric]:.1f}" for metric in ("category_accuracy", *SHOWN))
-                    _row(name, label, str(seed), rule, *cells, shown)
+                    row(name, label, str(seed), rule, *cells, shown)
 
 
 def _expected(detector: Recognising, clouds: list[PointCloudBatch]) -> Float[Tensor, " C"]:
@@ -180,7 +180,8 @@ def _with_bank(detector: Recognising, category: int, view: PointCloudBatch) -> A
     return scored
 
 
-def _fitted(detector: Fitted, categories: tuple[str, ...], clouds: list[PointCloudBatch]) -> Fitted:
+def fitted(detector: Fitted, categories: tuple[str, ...], clouds: list[PointCloudBatch]) -> Fitted:
+    """The detector with the memory of these clouds."""
     detector.configure(categories)
     for cloud in clouds:
         detector.observe(cloud)
@@ -188,18 +189,28 @@ def _fitted(detector: Fitted, categories: tuple[str, ...], clouds: list[PointClo
     return detector.eval()
 
 
-def _module(root: Path, normal: int, defective: int, seed: int, categories: list[str] | None) -> PointCloudDataModule:
-    kind = Real3DAD if any(root.rglob("gt")) else AnomalyShapeNet  # whose validation clouds are views from one side
+def data_kind(root: Path) -> type[Real3DAD] | type[AnomalyShapeNet]:
+    """By its folders; the first makes validation clouds that are views from one side."""
+    return Real3DAD if any(root.rglob("gt")) else AnomalyShapeNet
+
+
+def data_module(
+    root: Path, normal: int, defective: int, seed: int, categories: list[str] | None
+) -> PointCloudDataModule:
+    """Training and validation clouds of a folder, ready."""
+    kind = data_kind(root)
     module = kind(root, val_normal=normal, val_defective=defective, val_seed=seed, categories=categories or "all")
     module.setup("fit")
     return module
 
 
-def _batches(module: PointCloudDataModule) -> tuple[list[PointCloudBatch], list[PointCloudBatch]]:
+def batches(module: PointCloudDataModule) -> tuple[list[PointCloudBatch], list[PointCloudBatch]]:
+    """Training and validation clouds, one a batch."""
     return list(module.train_dataloader()), list(module.val_dataloader())
 
 
-def _is(batch: PointCloudBatch, category: int) -> bool:
+def is_of(batch: PointCloudBatch, category: int) -> bool:
+    """Whether the one cloud of a batch is of a category."""
     return _category(batch) == category
 
 
@@ -208,7 +219,7 @@ def _category(batch: PointCloudBatch) -> int:
     return int(batch.category)
 
 
-def _only(batch: PointCloudBatch) -> PointCloudBatch:
+def only(batch: PointCloudBatch) -> PointCloudBatch:
     """As the only category of a detector."""
     return PointCloudBatch.pack(list(batch.clouds()), batch.sample_id, [0])
 
@@ -220,12 +231,14 @@ def registered_once() -> Iterator[None]:
         yield
 
 
-def _header(*names: str) -> None:
+def header(*names: str) -> None:
+    """Print the first two lines of a table."""
     print("| " + " | ".join(names) + " |")
     print("|" + " :-- |" * len(names), flush=True)
 
 
-def _row(*cells: str) -> None:
+def row(*cells: str) -> None:
+    """Print a line of it, at once."""
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
