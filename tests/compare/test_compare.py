@@ -18,8 +18,9 @@ import pytest
 
 from anomaly3d.__main__ import main
 from anomaly3d.compare import pictures
-from anomaly3d.compare.collect import provenance_lines
+from anomaly3d.compare.collect import provenance_lines, ranked
 from anomaly3d.compare.compare import compare, grid
+from anomaly3d.compare.execute import failure
 from anomaly3d.compare.grid import Method, Run, Split, expand
 from anomaly3d.compare.lock import only_one
 from anomaly3d.errors import InputError
@@ -88,6 +89,65 @@ def test_files_that_a_recipe_names_belong_to_the_run_however_deep(tmp_path: Path
     assert all(a != b for a, b in zip(before, changed, strict=True))
     part.write_text(part.read_text() + "lr: 0.2\n")
     assert [a == b for a, b in zip(changed, (run.fingerprint for run in runs), strict=True)] == [False, True]
+
+
+def test_the_code_of_a_class_of_ones_own_belongs_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source, recipe = tmp_path / "my_own_detector.py", tmp_path / "recipe.yaml"
+    source.write_text("one = 1\n")
+    recipe.write_text("model: {detector: {class_path: my_own_detector.Mine}}\n")
+    (run,) = expand({"A": Method(recipe)}, ["unified"], [0], {"x": ""}, {}, tmp_path)
+    before = run.fingerprint
+    assert run.fingerprint == before
+    source.write_text("one = 2\n")
+    assert run.fingerprint != before
+    for missing in ("no_such_module.Mine", "Mine", ".", "a..b", 3):
+        recipe.write_text(f"model: {{detector: {{class_path: {missing}}}}}\n")
+        assert run.fingerprint != before
+
+
+def test_a_large_file_is_read_once_as_long_as_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "backbone.pt"
+    weights.write_bytes(b"one")
+    (run,) = expand({"A": Method(CONF / "sedir.yaml", {"w": str(weights)})}, ["unified"], [0], {"x": ""}, {}, tmp_path)
+    before, reads = run.fingerprint, []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: [reads.append(path), read(path)][1])
+    assert run.fingerprint == before
+    assert not reads
+    weights.write_bytes(b"two")
+    assert run.fingerprint != before
+    assert reads == [weights]
+
+
+def test_a_category_without_test_clouds_is_named_before_anything_runs(parts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(parts, tmp_path / "parts")
+    shutil.rmtree(root / "gear" / "test")
+    methods, data = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(root)}
+    with pytest.raises(InputError, match="no test clouds for gear"):
+        list(grid(methods, tmp_path, ["unified", "per-category"], [0], data, "test"))
+    with pytest.warns(UserWarning, match="no test clouds for gear"):
+        assert len(list(grid(methods, tmp_path, ["unified"], [0], data, "test"))) == 1
+    assert len(list(grid(methods, tmp_path, ["unified", "per-category"], [0], data, "validation"))) == 3
+
+
+def test_undefined_means_rank_last() -> None:
+    names = {"setting": "unified", "dataset": "d", "seed": 0, "protocol": "strict", "category": "c"}
+    scores = {"a": 0.5, "b": float("nan"), "c": 0.9}
+    rows = pd.DataFrame([{**names, "method": m, **dict.fromkeys(METRICS, value)} for m, value in scores.items()])
+    assert ranked(rows, "o_auroc")["method"].tolist() == ["c", "a", "b"]
+
+
+def test_a_killed_run_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    (run,) = expand({"A": Method(CONF / "sedir.yaml")}, ["unified"], [0], {"x": ""}, {}, tmp_path)
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.txt").write_text("--- started\nof the first attempt\n--- started\nof the second\n")
+    killed, failed = failure(run, -9), failure(run, 1)
+    assert "was killed by SIGKILL (out of memory?)" in killed
+    assert "failed" in failed
+    for said in (killed, failed):
+        assert "of the second" in said
+        assert "of the first attempt" not in said
 
 
 def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from anomaly3d.__main__ import main
 from anomaly3d.compare import cli
+from anomaly3d.compare.grid import Method, merged
 from anomaly3d.errors import InputError
 
 
@@ -32,6 +33,39 @@ def test_overrides_on_the_command_line_add_up_and_replace_the_files(
     assert seen["jobs"] == 2
 
 
+def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid_file = tmp_path / "grid.yaml"
+    grid_file.write_text(
+        "output: out\nmethods:\n"
+        "  A: {config: recipe.yaml, overrides: {model: part.yaml, model.x: 1, trainer.max_epochs: 200}}\n"
+        "  B: {config: recipe.yaml, overrides: {model.x: 2}}\n"
+        "overrides: {trainer.max_epochs: 50, model.lr: 3}\n"
+    )
+    seen: dict[str, Any] = {}
+
+    def compare(methods: dict[str, Method], output: Path, overrides: dict[str, Any] | None = None) -> None:
+        seen.update(methods=methods, overrides=overrides)
+
+    monkeypatch.setattr(cli, "compare", compare)
+    given = {"trainer.max_epochs": "7", "model.lr": "0.1", "model": "whole.yaml", "modelled": "y"}
+    cli.run(["--config", str(grid_file), *(f"--overrides.{key}={value}" for key, value in given.items())])
+
+    def values(name: str) -> list[tuple[str, Any]]:
+        return list(merged(seen["overrides"], seen["methods"][name]).items())
+
+    # In the order in which they apply. The row's file goes before a value in it; the row's x is what makes it a row.
+    everyone = [("modelled", "y")]
+    assert values("A") == [
+        *everyone,
+        *(("model", "whole.yaml"), ("model.x", 1), ("trainer.max_epochs", "7"), ("model.lr", "0.1")),
+    ]
+    assert values("B") == [
+        *(("trainer.max_epochs", "7"), ("model.lr", "0.1"), ("model", "whole.yaml")),
+        *everyone,
+        ("model.x", 2),
+    ]
+
+
 def test_an_override_without_a_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["--overrides.data.root"], ["--overrides.data.root", "--jobs", "2"]):
         with pytest.raises(InputError, match=r"--overrides\.data\.root: give it a value"):
@@ -52,7 +86,7 @@ def test_help_names_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _recorder(seen: dict[str, Any]) -> Any:
     def compare(
-        methods: dict[str, Any],
+        methods: dict[str, Method],
         output: Path,
         settings: list[str] | None = None,
         seeds: list[int] | None = None,

@@ -13,7 +13,8 @@ from anomaly3d.compare.devices import gpus, shares
 def machine(monkeypatch: pytest.MonkeyPatch, cards: int, visible: str | None = None, cores: int = 8) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -42,6 +43,13 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 0)
     assert [share["OMP_NUM_THREADS"] for share in shares(3)] == ["2"] * 3
     assert shares(20)[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a user's limit for each process
+    assert shares(3)[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert shares(3)[0]["OMP_NUM_THREADS"] == "2"
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert shares(2)[0]["OMP_NUM_THREADS"] == "2"
     assert gpus() == []
 
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from anomaly3d.__main__ import main
+from anomaly3d.compare import sweep
 from anomaly3d.compare.sweep import read_sweep
 from anomaly3d.errors import InputError
 
@@ -109,6 +110,17 @@ def test_overrides_replace_what_the_command_sets_but_not_what_is_searched(tmp_pa
     assert [method.overrides for method in methods.values()] == [
         {"data.root": "mine", "trainer.max_epochs": "100", "model.lr": lr} for lr in (1.0e-5, 1.0e-3)
     ]
+
+
+def test_the_categories_of_a_search_are_those_of_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sweep, "compare", lambda methods, *others, **_: seen.extend([methods, others[3]]))
+    sweep.search(sweep_file(tmp_path), tmp_path, overrides={"data.categories": "[gear]"})
+    assert seen[1] == {"data.categories": "[gear]"}
+    assert not any("data.categories" in method.overrides for method in seen[0].values())
+    searched = sweep_file(tmp_path, parameters={"data.categories": {"values": [["gear"], ["flange"]]}})
+    with pytest.raises(InputError, match="can't be searched"):
+        sweep.search(searched, tmp_path)
 
 
 def sweep_file(folder: Path, **changes: Any) -> Path:

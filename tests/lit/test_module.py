@@ -8,6 +8,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -25,7 +26,7 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
 from anomaly3d.lit import record
-from anomaly3d.lit.callbacks import choose, scoring_costs
+from anomaly3d.lit.callbacks import PredictionFiles, choose, scoring_costs
 from anomaly3d.lit.checkpoints import WholeCheckpoints, stopped
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import settings
@@ -334,7 +335,13 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest
 class Product(Distance):
     """Scores behind a matrix product of 3 x 3 x 5, in a stage."""
 
+    passes = 0
+    fails_when_counted = False
+
     def score(self, batch: PointCloudBatch) -> AnomalyPrediction:
+        self.passes += 1
+        if self.fails_when_counted and not torch.backends.mha.get_fastpath_enabled():
+            raise TypeError("no counter is known here")
         with stage("product"):
             time.sleep(0.01)
             _ = torch.ones(3, 3) @ torch.ones(3, 5)
@@ -348,6 +355,7 @@ def test_what_scoring_takes_is_measured() -> None:
     )
     trainer.fit(module, data)
     assert scoring_costs(module)["multiply_adds_per_cloud"] is None
+    before = cast(Product, module.detector).passes
     trainer.test(module, data, verbose=False)
     batches = len(data.test_dataloader())
     costs = scoring_costs(module)
@@ -355,8 +363,34 @@ def test_what_scoring_takes_is_measured() -> None:
     assert clouds == 4
     assert costs["multiply_adds_per_cloud"] == 3 * 3 * 5 * batches // clouds
     assert list(seconds) == ["other", "product", "reading and metrics"]
-    assert 0.01 * batches <= module.stage_seconds["product"] < 0.02 * batches  # not the pass that counts
-    assert sum(seconds.values()) * clouds == pytest.approx(module.test_seconds, rel=1e-3)
+    assert cast(Product, module.detector).passes == before + batches + 1
+    assert module.stage_seconds["product"] >= 0.01 * batches
+    assert sum(seconds.values()) * clouds == pytest.approx(module.test_seconds, rel=1e-3)  # not the pass that counts
+    cast(Product, module.detector).fails_when_counted = True
+    with pytest.warns(UserWarning, match=r"multiply-adds can't be counted \(TypeError: no counter is known here\)"):
+        trainer.test(module, data, verbose=False)
+    assert scoring_costs(module)["multiply_adds_per_cloud"] is None
+    assert module.result is not None
+
+
+def test_memory_of_training_is_remembered_for_a_test_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(peak: int) -> tuple[AnomalyModule, L.Trainer]:
+        monkeypatch.setattr(
+            "anomaly3d.lit.module.peak_mib", lambda: {"peak_memory_mib": peak, "peak_gpu_memory_mib": None}
+        )
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        return AnomalyModule(Distance(), lr=0.1), trainer
+
+    module, trainer = run(700)
+    trainer.fit(module, Clouds("unused"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for peak, expected in ((300, 700), (900, 900)):
+        module, trainer = run(peak)
+        trainer.test(module, Clouds("unused"), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+        assert scoring_costs(module)["peak_memory_mib"] == expected
+        assert scoring_costs(module)["peak_gpu_memory_mib"] is None
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -402,6 +436,17 @@ def test_pictures_show_as_many_kinds_as_there_are() -> None:
     elsewhere = [replace(r, category=name) for name in ("d", "e", "f") for r in records]
     firsts = {choose([r for r in elsewhere if r.category == name], 1)[0].split("/")[2] for name in ("d", "e", "f")}
     assert len(firsts) > 1
+
+
+def test_predictions_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
+    def records(split: str) -> list[CloudRecord]:
+        files = {"new/a/b": "new/a/b.npy", "new/a.b": "new/a.b.npy"}
+        return [CloudRecord(Path(file), "c", "test", -1, "", None, name, name) for name, file in files.items()]
+
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(records=records), log_dir=str(tmp_path / "log"))
+    with pytest.raises(InputError, match=r"new/a\.b\.npy: its scores would have the name of those of new/a/b\.npy"):
+        PredictionFiles().on_predict_start(cast(L.Trainer, trainer), cast(L.LightningModule, None))
+    assert not (tmp_path / "log").exists()
 
 
 def test_users_are_told_when_histograms_are_too_coarse() -> None:

@@ -16,7 +16,7 @@ from anomaly3d.report.comparison import (
     comparison_tables,
     write_comparison,
 )
-from anomaly3d.report.published import Reported, published_of, read_published
+from anomaly3d.report.published import MEAN, STATED, Reported, published_mean, published_of, read_published
 from anomaly3d.report.results_csv import read_results
 from anomaly3d.report.tables import evaluation_frame
 
@@ -92,9 +92,9 @@ def test_table_shows_percent_deviation_protocol_and_provenance():
 
 
 PUBLISHED = {
-    ("sedir", "unified", "o_auroc", "mean"): 0.81,
+    ("sedir", "unified", "o_auroc", STATED): 0.81,
     ("sedir", "unified", "o_auroc", "bed"): 0.625,
-    ("mamba3dad", "", "p_aupr", "mean"): 0.2,
+    ("mamba3dad", "", "p_aupr", STATED): 0.2,
     ("nobody", "", "aupro", "mean"): 0.5,
 }
 
@@ -155,10 +155,33 @@ def test_published_tables_give_cells_and_printed_means():
     found = read_published(Reported([file], "Real3D-AD"))
     assert found["SeDiR", "unified", "o_auroc", "mean"] == 0.81
     assert found["BTF(Raw)", "per-category", "o_auroc", "airplane"] == 0.73
-    assert published_of(found, "SeDiR", "unified", "p_auroc") == 0.806
-    assert published_of(found, "SeDiR", "per-category", "o_auroc") is None
+    assert published_of(found, "SeDiR", "unified", "p_auroc", MEAN) == 0.806
+    assert published_of(found, "SeDiR", "per-category", "o_auroc", MEAN) is None
     with pytest.raises(InputError, match="no data set 'demo' in the tables; choose from Real3D-AD, Anomaly-ShapeNet"):
         read_published(Reported([file], "demo"))
+
+
+def test_a_published_mean_is_over_the_categories_that_were_run():
+    cells = {
+        ("sedir", "unified", "o_auroc", name): value for name, value in (("bed", 0.9), ("cup", 0.7), ("vase", 0.2))
+    }
+    whole = {**cells, ("sedir", "unified", "o_auroc", MEAN): 0.61}
+
+    def mean(published, categories):
+        return published_mean(published, "sedir", "unified", "o_auroc", categories)
+
+    assert mean(whole, {"bed", "cup", "vase"}) == 0.61  # as it is printed
+    assert mean(whole, {"bed", "cup"}) == pytest.approx(0.8)
+    assert mean(whole, {"bed", "gear"}) is None
+    assert mean({("sedir", "", "o_auroc", MEAN): 0.61}, {"bed", "gear"}) == 0.61  # its categories are not known
+    assert mean({**whole, ("sedir", "", "o_auroc", STATED): 0.5}, {"bed", "gear"}) == 0.5
+    assert mean({}, {"bed"}) is None
+
+    runs = make_runs(datasets=("A-set",))
+    some = runs[runs.category.isin(["bed", "cup"])]
+    row = comparison_tables(some, published=whole)[0].rows[0]
+    assert row[-2] == "80.0"
+    assert row[-1] == f"{100 * naive(some, 'sedir', 'unified', 'A-set', 'o_auroc')[0] - 80:+.1f}"
 
 
 def test_a_mean_over_fewer_categories_is_pointed_out():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,19 @@ def run(args: Sequence[str]) -> None:
         if isinstance(method, Method):
             values["methods"][name] = replace(method, overrides=written[name].get("overrides") or {})
     values["overrides"] = {**(values["overrides"] or {}), **overrides}
+    for name, method in (values.get("methods") or {}).items():
+        values["methods"][name] = replace(method, overrides=_above(method.overrides, overrides))
     function(**values)
+
+
+def _above(row: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's overrides with those values of the command line that the row would hide.
+
+    It names the same key, or a whole file of values above it. A file that is given for all rows stays below what makes
+    a row.
+    """
+    hidden = {k: v for k, v in given.items() if any(k == own or k.startswith(f"{own}.") for own in row)}
+    return {**row, **hidden}
 
 
 def _plain(value: Any) -> Any:

@@ -38,11 +38,12 @@ def _names(run: Run) -> dict[str, Any]:
 
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of the method with the largest mean first; methods that are level stay in order."""
+    """The rows of the method with the largest mean first; those that are level stay in order, undefined means last."""
     means = {}
     for row in compare(rows).to_dict("records"):
         means.setdefault(row["method"], []).append(row[f"{metric}_mean"])
-    best_first = sorted(means, key=lambda method: -fmean(means[method]))
+    level = {method: -math.inf if math.isnan(mean := fmean(values)) else mean for method, values in means.items()}
+    best_first = sorted(level, key=lambda method: -level[method])
     place = {method: number for number, method in enumerate(best_first)}
     return rows.sort_values("method", key=lambda names: names.map(place), kind="stable", ignore_index=True)
 

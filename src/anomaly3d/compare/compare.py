@@ -10,7 +10,7 @@ from typing import Any
 from anomaly3d.compare.collect import collect, ranked
 from anomaly3d.compare.devices import gpus
 from anomaly3d.compare.execute import execute_all
-from anomaly3d.compare.grid import Method, Run, Setting, Split, expand
+from anomaly3d.compare.grid import Method, Run, Setting, Split, expand, merged
 from anomaly3d.compare.lock import only_one
 from anomaly3d.compare.pictures import draw_heatmaps
 from anomaly3d.data.datamodule import PointCloudDataModule
@@ -22,7 +22,7 @@ from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.costs import cost_tables
 from anomaly3d.report.decisions import decision_tables
 from anomaly3d.report.files import write_text
-from anomaly3d.report.published import MEAN, Reported, read_published
+from anomaly3d.report.published import STATED, Reported, read_published
 from anomaly3d.report.tables import table_console
 
 
@@ -54,7 +54,8 @@ def compare(
             ANOMALY3D_POSES names another folder for it, which several grids may share.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0]. A row may name its own.
-        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`.
+        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`. A row's own win
+            over them, but not over a value that the command line gives as `--overrides.KEY VALUE`.
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
         split: `test`, or `validation` for numbers from training clouds alone, to choose settings by.
         rank: metric by whose mean the rows are ordered, the best first; by default they stand as given.
@@ -70,7 +71,7 @@ def compare(
     _check(methods, overrides or {}, settings, seeds, jobs, rank, datasets or {})
     published = read_published(reported) if reported is not None else {}
     for name, method in methods.items():
-        published |= {(name, "", metric, MEAN): value / 100 for metric, value in method.published.items()}
+        published |= {(name, "", metric, STATED): value / 100 for metric, value in method.published.items()}
     if published and datasets and len(datasets) > 1:
         raise InputError("published values are of one data set; run `compare` once for each")
     runs = [
@@ -128,8 +129,11 @@ def grid(
         raise InputError("methods: none given; name at least one, e.g. --methods.SeDiR.config FILE")
     found: dict[str, dict[str, list[CloudRecord]]] = {}
     for name, method in methods.items():
-        probe = Run(name, "unified", 0, (), method.config, {**overrides, **method.overrides}, output)
-        found[name] = records_by_category(DataCLI(probe.arguments).datamodule, split)
+        probe = Run(name, "unified", 0, (), method.config, merged(overrides, method), output)
+        data = DataCLI(probe.arguments).datamodule
+        found[name] = records_by_category(data, split)
+        if split == "test" and "per-category" in settings:
+            _check_tested(data)
     first, known = next(iter(found.items()))
     for name, records in found.items():
         if records != known:
@@ -151,6 +155,15 @@ def records_by_category(data: PointCloudDataModule, split: Split) -> dict[str, l
     # The clouds to validate on may be those that are trained on.
     unique = {record.sample_id: record for record in records}
     return {name: [r for r in unique.values() if r.category == name] for name in data.category_names}
+
+
+def _check_tested(data: PointCloudDataModule) -> None:
+    untested = sorted(set(data.category_names) - {record.category for record in data.records("test")})
+    if untested:
+        raise InputError(
+            f"{data.root}: no test clouds for {', '.join(untested)}, which a detector of its own needs; "
+            "leave it out with --overrides.data.categories, or compare in --settings '[unified]'"
+        )
 
 
 def _check(

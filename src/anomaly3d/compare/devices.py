@@ -15,13 +15,24 @@ def gpus() -> list[str]:
     return [name.strip() for name in visible.split(",") if name.strip()] if torch.cuda.is_available() else []
 
 
+def cores() -> int:
+    """The cores that this process may use, which a scheduler may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _most_threads() -> int:
+    """What the user allows a process."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else cores()
+
+
 def shares(jobs: int) -> list[dict[str, str]]:
     """The environment of each of `jobs` processes that run beside each other: its share of the cores and of the GPUs.
 
     More processes than GPUs take turns in sharing them; with fewer, each gets several.
     """
     cards = gpus()
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(min(max(1, cores() // jobs), _most_threads()))
     # Idle threads sleep: the processes leave each other the cores.
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     if not cards:

@@ -17,6 +17,9 @@ from anomaly3d.compare.grid import Run
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.pose_store import POSES
 
+_STARTED = "--- started\n"
+"""Stands in the log before each attempt."""
+
 
 def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> None:
     """Run the waiting part of a grid, `jobs` at a time; the first failure ends it. `lock` and `poses`: see `start`."""
@@ -44,7 +47,7 @@ def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> None:
                     progress.remove_task(bar)
                     progress.advance(overall)
                     if process.returncode != 0:
-                        raise InputError(failure(run))
+                        raise InputError(failure(run, process.returncode))
         finally:
             for _, process, _, _ in running:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -68,6 +71,8 @@ def start(run: Run, share: dict[str, str], lock: int, poses: Path) -> subprocess
     for half in (run.folder / "checkpoints").glob(".last.*.ckpt"):  # of a run that was killed while it wrote
         half.unlink()
     with (run.folder / "log.txt").open("ab") as log:
+        log.write(_STARTED.encode())
+        log.flush()
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "anomaly3d.compare.worker"),
@@ -91,8 +96,13 @@ def show_progress(progress: Progress, bar: TaskID, run: Run) -> None:
         progress.update(bar, completed=state["epoch"], total=state["epochs"])
 
 
-def failure(run: Run) -> str:
-    """What to say of a run that failed: the last lines of its log."""
+def failure(run: Run, returncode: int) -> str:
+    """What to say of a run that failed: the last lines that its log has of this attempt, or what killed it."""
     log = run.folder / "log.txt"
-    tail = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-8:])
+    said = log.read_text(errors="replace").rpartition(_STARTED)[2]
+    tail = "\n".join(f"  {line}" for line in said.splitlines()[-8:])
+    if returncode < 0:
+        memory = " (out of memory?)" if returncode == -signal.SIGKILL else ""
+        how = f"was killed by {signal.Signals(-returncode).name}{memory}"
+        return f"the run '{run.name}' {how}; the end of {log}:\n{tail}"
     return f"the run '{run.name}' failed; the end of {log}:\n{tail}"

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,10 +73,15 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the run's result; a record with another one is not this run's."""
-        content = json.dumps([self.arguments, self.split, self.data_sha256])
-        files: dict[Path, bytes] = {path: path.read_bytes() for path in SHIPPED.values()}
+        files = {path: _digest(path) for path in SHIPPED.values()}
         _read_named({"": str(self.config), **self.overrides}, [Path()], files)
-        return hashlib.sha256(b"".join([content.encode(), *files.values()])).hexdigest()
+        content = json.dumps([self.arguments, self.split, self.data_sha256, *files.values()])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def merged(overrides: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    """Values of a run by dotted key, in the order in which they apply: those of all rows, then the row's own."""
+    return {**{key: value for key, value in overrides.items() if key not in method.overrides}, **method.overrides}
 
 
 def expand(
@@ -100,7 +107,7 @@ def expand(
                         seed=seed,
                         categories=group,
                         config=method.config,
-                        overrides={**overrides, **method.overrides},
+                        overrides=merged(overrides, method),
                         folder=output / "runs" / dataset / name / setting / leaf / f"seed{seed}",
                         split=split,
                         dataset=dataset,
@@ -108,9 +115,22 @@ def expand(
                     )
 
 
-def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, bytes]) -> None:
-    """Content of every file that a value names, and that a recipe among them names: its parts, and weights."""
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; read once as long as it stays as it is, since a grid's runs share large weights."""
+    state = path.stat()
+    return _digest_of(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, size: int, changed_ns: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, str]) -> None:
+    """Digest of every file that a value names, and that a recipe among them names: its parts, weights, own classes."""
     if isinstance(value, Mapping):
+        if (source := _source(value.get("class_path"))) is not None:
+            found[source] = _digest(source)
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
@@ -120,10 +140,25 @@ def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, bytes]) -
     for folder in folders:
         path = folder / os.path.expanduser(value)
         if os.path.isfile(path) and path not in found:  # false for any text, where Path.is_file may raise
-            found[path] = path.read_bytes()
+            found[path] = _digest(path)
             if path.suffix in (".yaml", ".yml"):
-                with suppress(yaml.YAMLError):  # what it names is unknown then; whoever takes it as a recipe says so
-                    _read_named(yaml.safe_load(found[path]), [Path(), path.parent], found)
+                # What it names is unknown where it can't be read; whoever takes it as a recipe says so.
+                with suppress(yaml.YAMLError, UnicodeDecodeError):
+                    _read_named(yaml.safe_load(path.read_text("utf-8")), [Path(), path.parent], found)
+
+
+def _source(class_path: Any) -> Path | None:
+    """The file of a class that is not the package's own, whose code a commit would not show; None where there is none.
+
+    Modules that it imports are not looked at.
+    """
+    module, dot, _ = class_path.rpartition(".") if isinstance(class_path, str) else ("", "", "")
+    if not dot or module.partition(".")[0] in ("anomaly3d", "lightning", "torch"):
+        return None
+    with suppress(ImportError, ValueError):
+        if (spec := find_spec(module)) and spec.origin and Path(spec.origin).is_file():
+            return Path(spec.origin)
+    return None
 
 
 def _text(value: Any) -> str:

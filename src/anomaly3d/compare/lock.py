@@ -26,8 +26,8 @@ def only_one(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: is no folder; give another --output") from error
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror}); give another --output") from error
     with (folder / ".lock").open("w") as file:
         give_up = time.monotonic() + _PATIENCE
         while True:

@@ -38,7 +38,12 @@ def search(
         InputError: the file is no such sweep, the data can't be read, or a run failed.
     """
     methods, metric = read_sweep(sweep, overrides)
-    compare(methods, output, ["unified"], seeds, None, jobs, split="validation", rank=metric)
+    # A comparison takes them for all rows.
+    categories = [method.overrides.pop("data.categories", None) for method in methods.values()]
+    if categories != categories[:1] * len(categories):
+        raise InputError(f"{sweep}: data.categories can't be searched; a ranking needs one set of clouds")
+    everywhere = {} if categories[0] is None else {"data.categories": categories[0]}
+    compare(methods, output, ["unified"], seeds, everywhere, jobs, split="validation", rank=metric)
 
 
 def read_sweep(file: Path, overrides: Mapping[str, Any] | None = None) -> tuple[dict[str, Method], str]:

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.data.io import read_points
+from anomaly3d.errors import InputError
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import provenance, row_facts, settings
 from anomaly3d.report.files import replacing, write_text
@@ -144,6 +145,11 @@ class PredictionFiles(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget an earlier run; make the folder."""
         self.rows = []
+        data: PointCloudDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        named: dict[str, Path] = {}
+        for record in data.records("predict"):
+            if (other := named.setdefault(file_stem(record.sample_id), record.path)) != record.path:
+                raise InputError(f"{record.path}: its scores would have the name of those of {other}; rename one")
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -227,12 +233,14 @@ def run_facts(trainer: L.Trainer, module: AnomalyModule) -> dict[str, Any]:
 def scoring_costs(module: AnomalyModule) -> dict[str, Any]:
     """What scoring a cloud takes, in this process: seconds by stage, and multiply-adds of the first batch of a test.
 
+    Memory is the most that training or this evaluation held, each in a process of its own or not.
+
     `reading and metrics` is the rest of `test_seconds`: data loaders, evaluator, files.
     """
     clouds, seconds = module.scored_clouds, dict(module.stage_seconds)
     seconds["reading and metrics"] = max(0.0, module.test_seconds - sum(seconds.values()))
     each = {name: float(f"{value / clouds:.4g}") for name, value in seconds.items()} if clouds else {}
-    return {"stage_seconds_per_cloud": each, "multiply_adds_per_cloud": module.multiply_adds}
+    return {"stage_seconds_per_cloud": each, "multiply_adds_per_cloud": module.multiply_adds, **module.peak_mib}
 
 
 def choose(records: list[CloudRecord], count: int) -> list[str]:

@@ -22,7 +22,7 @@ from torch.optim import AdamW, Optimizer
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.lit.accumulation import accumulation_weight
-from anomaly3d.lit.record import run_seed, training_facts
+from anomaly3d.lit.record import peak_mib, run_seed, training_facts
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
@@ -65,6 +65,7 @@ class AnomalyModule(L.LightningModule):
         stage_seconds: wall time of the stages of scoring in the last evaluation, over the clouds of this process.
         scored_clouds: how many these were.
         multiply_adds: of scoring, a cloud: the mean of the first batch of the last test; None before.
+        peak_mib: most memory that training and the last evaluation held, whether in one process or in two.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class AnomalyModule(L.LightningModule):
         self.stage_seconds: dict[str, float] = {}
         self.scored_clouds = 0
         self.multiply_adds: int | None = None
+        self.peak_mib: dict[str, int | None] = {}
         self._first_tested: PointCloudBatch | None = None
         self._fit_started: float | None = None
         self._evaluation_started = 0.0
@@ -205,7 +207,7 @@ class AnomalyModule(L.LightningModule):
         self._finish_evaluation("test")
         assert self.result is not None
         if (first := self._first_tested) is not None:  # scored once more, behind the clock: the counter takes time
-            self.multiply_adds = multiply_adds(partial(self.score, first)) // len(first)
+            self.multiply_adds = self._count(first)
             self._first_tested = None
         if (error := self.result.largest_error) > _LOOSE:
             rank_zero_warn(
@@ -239,6 +241,16 @@ class AnomalyModule(L.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in self.result.mean.items() if not math.isnan(value)})
         self.evaluator = None
         self.test_seconds = _clock() - self._evaluation_started
+        self.peak_mib = _larger(self.peak_mib, peak_mib())
+
+    def _count(self, batch: PointCloudBatch) -> int | None:
+        """Multiply-adds a cloud; None, with a warning, where it can't be counted: the scores are there."""
+        try:
+            with self.trainer.precision_plugin.test_step_context():
+                return multiply_adds(partial(self.score, batch)) // len(batch)
+        except Exception as error:
+            rank_zero_warn(f"multiply-adds can't be counted ({type(error).__name__}: {error}); the record has none")
+            return None
 
     def require_result(self, verb: str) -> None:
         """Raise InputError if the evaluation that has just ended saw no cloud: Lightning skips it in silence."""
@@ -260,6 +272,7 @@ class AnomalyModule(L.LightningModule):
             "seed": run_seed() if self.trained_seed is None else self.trained_seed,
             "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "train_seconds": self._trained_for(),
+            "peak_mib": _larger(self.peak_mib, peak_mib()),
             "should_stop": self.trainer.should_stop,
             "stopped": self.trainer.should_stop and self._trained_enough,
             "trained_with": self.trained_with,
@@ -313,6 +326,7 @@ class AnomalyModule(L.LightningModule):
             )
         self.thresholds = Thresholds(**chosen) if chosen and not changed else None
         self.train_seconds = made_by.get("train_seconds", 0.0)
+        self.peak_mib = made_by.get("peak_mib", {})
         self._should_stop = made_by.get("should_stop", False)
         self.trained_seed = made_by.get("seed")
         self.trained_with = made_by.get("trained_with")
@@ -370,6 +384,11 @@ class AnomalyModule(L.LightningModule):
     @property
     def _data(self) -> PointCloudDataModule:
         return cast(PointCloudDataModule, self.trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _larger(one: dict[str, int | None], other: dict[str, int | None]) -> dict[str, int | None]:
+    """Of each kind of memory the larger; None where neither has it."""
+    return {name: max((a for a in (one.get(name), other[name]) if a is not None), default=None) for name in other}
 
 
 def _clock() -> float:

@@ -55,8 +55,7 @@ def provenance(detector: Detector) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.get_num_threads()} threads",
         "ops_backend": dict(CHOSEN),
-        "peak_memory_mib": round(peak_memory() / 2**20),
-        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+        **peak_mib(),
         **_code(),
         "command": shlex.join(["anomaly3d", *sys.argv[1:]]),
     }
@@ -86,6 +85,15 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def peak_mib() -> dict[str, int | None]:
+    """The most memory that this process has held so far, in MiB, of the machine and of its GPU."""
+    cuda = torch.cuda.is_initialized()
+    return {
+        "peak_memory_mib": round(peak_memory() / 2**20),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+    }
 
 
 def peak_memory() -> int:

@@ -107,7 +107,8 @@ class ScoreHistograms(Metric):
         """
         if not 0 <= category < len(self.level):
             raise ValueError(f"category {category}: there are {len(self.level)}, counted from 0")
-        scores, target = checked(scores.detach().float(), target)
+        scores = scores.detach()
+        scores, target = checked(scores.float() if scores.is_floating_point() else scores, target)
         if overlap is not None:
             check_overlap(overlap, target)
         if not len(scores):

@@ -32,7 +32,7 @@ def run(args: list[str]) -> None:
     options = parser.parse_args(args)
     files = []
     for path in options.files:
-        found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        found = sorted(path.glob("[!.]*.csv")) if path.is_dir() else [path]
         if not found:
             raise InputError(f"{path}: no .csv in this folder")
         files += found

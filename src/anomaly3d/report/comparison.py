@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly3d.errors import InputError
 from anomaly3d.metrics.result import METRICS, POINT_METRICS, largest_error, mean_interval
 from anomaly3d.report.files import write_text
-from anomaly3d.report.published import MEAN, Published, published_metrics, published_of
+from anomaly3d.report.published import Published, published_mean, published_metrics, published_of
 from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ _GROUP = ["dataset", "protocol", "method", "setting"]
 _CLOUDS = ["clouds", "anomalous_clouds"]
 _ENDS = [f"{metric}_ci_{end}" for metric in METRICS for end in ("low", "high")]
 _BOUNDS = [f"{metric}_{end}" for metric in POINT_METRICS for end in ("lower", "upper")]
-_PUBLISHED = "Published: what the papers report, on their data; difference: ours minus theirs."
+_PUBLISHED = (
+    "Published: what the papers report, on their data, over the same categories; difference: ours minus theirs."
+)
 _OPTIONAL = ["aupro", *_ENDS, *_BOUNDS, *_CLOUDS, "category_accuracy"]
 """Columns that the records of older versions lack."""
 
@@ -83,6 +85,7 @@ def comparison_tables(
     published = _of_these(runs, published)
     reported = published_metrics(published, METRICS)
     categories = runs.groupby("dataset")["category"].nunique()
+    covered = _covered(runs)
     tables = []
     for dataset, rows in _by_dataset(compare(runs)).items():
         most = max(row["categories"] for row in rows)
@@ -108,7 +111,7 @@ def comparison_tables(
                 *([row["o_auroc_interval"]] if with_intervals else []),
                 *([percent(row["category_accuracy"])] if named else []),
                 str(row["seeds"]),
-                *(cell for m in reported for cell in _published(row, m, published)),
+                *(cell for m in reported for cell in _published(row, m, published, covered)),
             ]
             for row in rows
         ]
@@ -130,6 +133,7 @@ def category_tables(
     """
     published = _of_these(runs, published)
     cells = _by_dataset(compare_categories(runs))
+    covered = _covered(runs)
     tables = []
     for dataset, means in _by_dataset(compare(runs)).items():
         rows = {tuple(row[name] for name in [*_GROUP, "category"]): row for row in cells[dataset]}
@@ -146,7 +150,7 @@ def category_tables(
             for line, row in zip([*lines, summary], [*mine, mean], strict=True):
                 line.append("" if row is None else _cell(row, metric))
                 if has_published:
-                    line.extend(("", "") if row is None else _published(row, metric, published))
+                    line.extend(("", "") if row is None else _published(row, metric, published, covered))
         footer = [
             "Percent; in brackets the 95 % interval, for other clouds."
             if any(row[f"{metric}_interval"] for row in means)
@@ -204,20 +208,39 @@ def _of_these(runs: pd.DataFrame, published: Published | None) -> Published:
 
 def _with_published(table: pd.DataFrame, runs: pd.DataFrame, published: Published | None) -> pd.DataFrame:
     """The table with columns `_published` and `_difference` (fractions) of each metric that has published values."""
-    published = _of_these(runs, published)
+    published, covered = _of_these(runs, published), _covered(runs)
     for metric in published_metrics(published, METRICS):
-        values = [
-            published_of(published, row["method"], row["setting"], metric, row.get("category", MEAN))
-            for row in table.to_dict("records")
-        ]
+        values = [_reported(row, metric, published, covered) for row in table.to_dict("records")]
         table[f"{metric}_published"] = [math.nan if value is None else value for value in values]
         table[f"{metric}_difference"] = table[f"{metric}_mean"] - table[f"{metric}_published"]
     return table
 
 
-def _published(row: Mapping[str, Any], metric: str, published: Published) -> tuple[str, str]:
+Covered = Mapping[tuple[Any, ...], set[str]]
+"""(data set, protocol, method, setting, metric) -> the categories that its mean is over."""
+
+
+def _covered(runs: pd.DataFrame) -> Covered:
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for row in runs.to_dict("records"):
+        for metric in METRICS:
+            if not math.isnan(row.get(metric, math.nan)):
+                found.setdefault((*(row[name] for name in _GROUP), metric), set()).add(str(row["category"]))
+    return found
+
+
+def _reported(row: Mapping[str, Any], metric: str, published: Published, covered: Covered) -> float | None:
+    """What is published of a row of `compare_categories`, or of the categories of one of `compare`."""
+    contender = row["method"], row["setting"], metric
+    if "category" in row:
+        return published_of(published, *contender, row["category"])
+    categories = covered.get((*(row[name] for name in _GROUP), metric), set())
+    return published_mean(published, *contender, categories)
+
+
+def _published(row: Mapping[str, Any], metric: str, published: Published, covered: Covered) -> tuple[str, str]:
     """The value published of a row, in percent, and ours minus it; nothing where none is."""
-    value = published_of(published, row["method"], row["setting"], metric, row.get("category", MEAN))
+    value = _reported(row, metric, published, covered)
     if value is None:
         return "", ""
     difference = 100 * (row[f"{metric}_mean"] - value)

@@ -77,5 +77,5 @@ def _mean(values: list[float], group: pd.DataFrame) -> float:
 
 def _parsed(stages: str) -> dict[str, float]:
     """The inverse of a mapping's text in a cell: `name value; name value`."""
-    parts = (part.rpartition(" ") for part in stages.split("; "))
+    parts = (part.rpartition(" ") for part in stages.split("; ") if part)  # none where a process scored nothing
     return {name: float(value) for name, _, value in parts}

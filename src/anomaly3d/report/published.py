@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from anomaly3d.data.released_splits import category_folder
 from anomaly3d.errors import InputError
 from anomaly3d.report.results_csv import read_results
 
 MEAN = "mean"
-"""In place of a category."""
+"""In place of a category: what a table prints as the mean of its cells."""
+STATED = "stated mean"
+"""Likewise: what a user states, whatever the tables say."""
 
 Published = Mapping[tuple[str, str, str, str], float]
-"""(method, setting, metric, category or "mean") -> fraction; an empty setting stands for every one."""
+"""(method, setting, metric, category, MEAN or STATED) -> fraction; an empty setting stands for every one."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,30 @@ def read_published(reported: Reported) -> dict[tuple[str, str, str, str], float]
     return found
 
 
-def published_of(
-    published: Published, method: object, setting: object, metric: str, category: object = MEAN
-) -> float | None:
-    """The published number, if there is one of this setting or one that names no setting."""
+def published_of(published: Published, method: object, setting: object, metric: str, category: object) -> float | None:
+    """The number published of a category, if there is one of this setting or one that names no setting."""
     keys = ((str(method), given, metric, str(category)) for given in (str(setting), ""))
     return next((published[key] for key in keys if key in published), None)
+
+
+def published_mean(
+    published: Published, method: object, setting: object, metric: str, categories: Collection[str]
+) -> float | None:
+    """The published mean over the same categories; None where there is none.
+
+    What is stated goes first; then the printed mean, where ours are just the published categories or none of these is
+    known; else the mean of the published cells of ours, unless one has none.
+    """
+    if (stated := published_of(published, method, setting, metric, STATED)) is not None:
+        return stated
+    for given in (str(setting), ""):
+        cells = {key[3] for key in published if key[:3] == (method, given, metric)} - {MEAN, STATED}
+        if not cells or cells == set(categories):
+            if (mean := published.get((str(method), given, metric, MEAN))) is not None:
+                return mean
+        elif cells >= set(categories):
+            return fmean(published[str(method), given, metric, name] for name in categories)
+    return None
 
 
 def published_metrics(published: Published, metrics: Sequence[str]) -> list[str]:
