@@ -4,7 +4,7 @@
 
 One detector per category learns from all of its training clouds but the last, by sample id; validation clouds are made
 from that one, so that nothing in them is in the memory. Test clouds are never opened. One setting is varied at a time
-from its default: what features are (edge of the voxel filter, key points that Simple3D averages over, size of the
+from its default: what features are (edge of the voxel filter, key points in a group of Simple3D, size of the
 coreset), then over how many points a score is averaged, and the share of a cloud's points that makes the object's
 score. A cloud is described once for all averages and shares. Prints a Markdown table, means over categories in percent.
 """
@@ -51,7 +51,7 @@ VARIED: dict[str, dict[str, Callable[..., BankDetector]]] = {
     },
     "Simple3D": {
         **{f"voxel {edge:g}": partial(Simple3D, coreset_size=2000, voxel_size=edge) for edge in (0.015, 0.02, 0.03)},
-        **{f"aggregated {k}": partial(Simple3D, coreset_size=2000, aggregated=k) for k in (1, 32)},
+        **{f"group of {k}": partial(Simple3D, coreset_size=2000, group_size=k) for k in (1, 32)},
         "coreset 10000": partial(Simple3D, coreset_size=10_000),
     },
 }

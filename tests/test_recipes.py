@@ -12,6 +12,7 @@ import yaml
 
 from anomaly3d.compare.grid import Method, expand
 from anomaly3d.models.components.point_scoring import PointScoring
+from anomaly3d.models.components.sampled_scoring import SampledScoring
 from anomaly3d.models.mc3d_ad.mc3d_ad import MC3DAD
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.models.simple3d import Simple3D
@@ -43,7 +44,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "weighed": 3,
     },
     "Reg3D-AD": {**TOKENS, "register": True, "coreset_size": 10_000, "coreset_share": 1.0, "weighed": None},
-    "Simple3D": {**LARGEST, "neighbours": (40, 80, 120)},
+    "Simple3D": {
+        **{"neighbours": (40, 80, 80, 120), "normal_neighbours": 10, "voxel_size": None},
+        **{"num_groups": 4096, "group_size": 128, "coreset_share": 0.05, "coreset_size": 1_000_000},
+        **{"samples": 1024, "smooth": 12, "top_share": None, "top_points": 80},
+    },
     "MC3D-AD": {"register": True, "told_category": True, "group_size": 128, "test_masks": "drawn"},
 }
 
@@ -64,7 +69,11 @@ def published(detector: Any) -> dict[str, Any]:
         found |= {"coreset_size": detector.coreset_size, "coreset_share": detector.coreset_share}
         found |= {"weighed": detector.reweighting}
     if isinstance(detector, Simple3D):
-        found |= {"neighbours": detector.neighbours}
+        names = ("neighbours", "normal_neighbours", "voxel_size", "num_groups", "group_size")
+        found |= {name: getattr(detector, name) for name in (*names, "coreset_share", "coreset_size")}
+        assert isinstance(detector.scoring, SampledScoring)
+        found |= {name: getattr(detector.scoring, name) for name in ("samples", "top_share", "top_points")}
+        found |= {"smooth": detector.scoring.neighbours}
     if isinstance(detector, MC3DAD):
         found |= {"register": detector.placement is not None, "told_category": detector.told_category}
         found |= {"group_size": detector.patches.group_size, "test_masks": detector.test_masks}
@@ -166,6 +175,18 @@ def test_recipes_of_full_size_have_the_published_patches_under_paper(method: str
     detector = built(["--config", str(recipe), "--model.detector.init_args.protocol", "paper", *weights])
     assert (detector.patches.num_groups, detector.patches.group_size) == (16384, 128)
     assert detector.backbone_blocks == (4, 8, 12)
+
+
+@pytest.mark.parametrize("data", ["real3d_ad", "anomaly_shapenet"])
+def test_recipes_of_simple3d_leave_the_published_settings_to_the_protocol(data: str) -> None:
+    recipe = ["--config", str(ROOT / f"configs/experiment/simple3d_{data}_unified.yaml")]
+    paper = ["--model.detector.init_args.protocol", "paper"]
+    assert published(built([*recipe, *paper])) == PUBLISHED["Simple3D"]
+    assert built(recipe).fixed_settings() == Simple3D().fixed_settings()
+    if data == "real3d_ad":  # what the recipe's comment says to give
+        more = ["--model.detector.init_args.voxel_size", "0.15", "--model.detector.init_args.top_share", "1"]
+        settings = published(built([*recipe, *paper, *more]))
+        assert settings == {**PUBLISHED["Simple3D"], "voxel_size": 0.15, "top_share": 1}
 
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)

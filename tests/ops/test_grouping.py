@@ -33,21 +33,22 @@ def test_gather_never_reads_the_next_cloud() -> None:
         gather_points(torch.zeros(2, 4, 3), torch.tensor([[4], [0]]))
 
 
-def reference(values: np.ndarray, source: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+def reference(values: np.ndarray, source: np.ndarray, target: np.ndarray, k: int, power: int = 1) -> np.ndarray:
     result = []
     for point in target.astype(np.float64):
         distance = np.linalg.norm(source - point, axis=1)
         near = np.argsort(distance, kind="stable")[:k]
-        result.append(np.average(values[near], weights=1 / distance[near]))
+        result.append(np.average(values[near], weights=1 / distance[near] ** power))
     return np.array(result)
 
 
+@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_inverse_distance_matches_the_formula(k: int) -> None:
+def test_inverse_distance_matches_the_formula(k: int, power: int) -> None:
     rng = np.random.default_rng(k)
     values, source, target = rng.random(30), rng.random((30, 3)), rng.random((200, 3))
-    found = interpolate(as_tensor(values), as_tensor(source), as_tensor(target), "inverse_distance", k)
-    assert_close(found.numpy(), reference(values, source, target, k), rtol=1e-12, atol=0)
+    found = interpolate(as_tensor(values), as_tensor(source), as_tensor(target), "inverse_distance", k, power)
+    assert_close(found.numpy(), reference(values, source, target, k, power), rtol=1e-12, atol=0)
 
 
 def test_nearest_takes_one_value() -> None:

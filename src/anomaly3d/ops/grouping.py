@@ -25,12 +25,14 @@ def interpolate(
     target_xyz: Float[Tensor, "N 3"],
     method: Literal["nearest", "inverse_distance"] = "inverse_distance",
     k: int = 3,
+    power: int = 1,
 ) -> Float[Tensor, " N"]:
     """Values of the sources at the targets; differentiable in the values.
 
     `nearest` takes the nearest source's value. `inverse_distance` averages the k nearest (all, where there are fewer)
-    with weights 1 / distance; a target on a source has exactly that source's value (the mean of the sources there).
-    The weights are ratios of distances, so the unit does not matter. Built for 1024 sources and a million targets.
+    with weights 1 / distance^power; a target on a source has exactly that source's value (the mean of the sources
+    there). The weights are ratios of distances, so the unit does not matter. Built for 1024 sources and a million
+    targets.
 
     Raises:
         ValueError: an unknown method, no sources or targets, NaN coordinates, or values that do not match the sources.
@@ -43,5 +45,5 @@ def interpolate(
     (distance,), (index,) = knn(target_xyz[None], source_xyz[None], k)
     if method == "nearest":
         return values[index[:, 0]]
-    weight = torch.where(distance > 0, distance[:, :1] / distance, 1.0)  # relative to the nearest, in [0, 1]
+    weight = torch.where(distance > 0, distance[:, :1] / distance, 1.0) ** power  # relative to the nearest, in [0, 1]
     return (values[index] * weight).sum(1) / weight.sum(1)

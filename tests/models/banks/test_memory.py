@@ -36,14 +36,15 @@ def test_a_row_of_the_bank_is_at_distance_zero(width):
         nearest(bank, bank, 201)
 
 
-def test_coreset_is_the_naive_loop():
+@pytest.mark.parametrize("first", [None, 0, 119])
+def test_coreset_is_the_naive_loop(first):
     features = torch.randn(120, 20)
     x = features.double().numpy()
-    chosen = [int(np.linalg.norm(x - x.mean(0), axis=1).argmax())]
+    chosen = [int(np.linalg.norm(x - x.mean(0), axis=1).argmax()) if first is None else first]
     while len(chosen) < 30:
         chosen.append(int(cdist(x, x[chosen]).min(1).argmax()))
-    assert greedy_coreset(features, 30, projected=None).tolist() == chosen
-    assert greedy_coreset(features, 30, projected=64).tolist() == chosen  # narrower than the projection
+    assert greedy_coreset(features, 30, projected=None, first=first).tolist() == chosen
+    assert greedy_coreset(features, 30, projected=64, first=first).tolist() == chosen  # narrower than the projection
 
 
 def test_projected_coreset_is_seeded_and_covers_nearly_as_well():

@@ -13,12 +13,16 @@ from anomaly3d.ops.precision import no_autocast
 
 @torch.no_grad()
 def greedy_coreset(
-    features: Float[Tensor, "N D"], size: int, seed: int = 0, projected: int | None = 128, progress: bool = True
+    features: Float[Tensor, "N D"],
+    size: int,
+    seed: int = 0,
+    projected: int | None = 128,
+    progress: bool = True,
+    first: int | None = None,
 ) -> Int[Tensor, " size"]:
     """Indices of `size` features, each the one farthest from those before it, in the order in which they were chosen.
 
-    The first is the one farthest from the mean [ours; published: random], so that without a projection nothing is
-    random. A size of N or more returns all.
+    Without a projection nothing is random. A size of N or more returns all, in their own order.
 
     Args:
         features: rows of any unit.
@@ -27,6 +31,7 @@ def greedy_coreset(
         projected: columns of the Gaussian projection (Johnson-Lindenstrauss) in which distances are taken where the
             features have more [paper: 128]; None compares the features themselves.
         progress: draw a progress bar on standard error.
+        first: index of the first; None takes the feature farthest from the mean [ours; published: random].
     """
     count, width = features.shape
     if size >= count:
@@ -38,7 +43,7 @@ def greedy_coreset(
             points = points @ matrix.to(points)
         squares = points.square().sum(1)
         chosen = torch.empty(size, dtype=torch.int64, device=points.device)
-        chosen[0] = squares.argmax()
+        chosen[0] = squares.argmax() if first is None else first
         distance = torch.full_like(squares, torch.inf)
         steps = range(1, size)
         console = Console(stderr=True)
