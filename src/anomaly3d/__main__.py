@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
 
@@ -34,12 +36,17 @@ Every verb has --help. Recipes lie in configs/experiment/, e.g.
 """
 
 
+_OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC)
+"""Errors of files that are no defect of ours: rights, a file in place of a folder, a full disk."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; bad input ends with one line on standard error and status 2."""
     # Read by OpenMP when torch is imported: idle threads sleep instead of spinning, which on a shared machine
     # makes loops of small operations many times faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = sys.argv[1:] if argv is None else argv
+    warnings.formatwarning = _one_line
     if args[:1] == ["--version"]:
         print(f"anomaly3d {__version__}")
         return
@@ -64,8 +71,18 @@ def main(argv: list[str] | None = None) -> None:
     except ArgumentError as error:
         print(f"anomaly3d: {parser_reason(error)} (`anomaly3d {args[0]} --help` lists what there is)", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        print(f"anomaly3d: {error.filename}: {error.strerror}; choose another place, or mend this one", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    """A warning as users read it, without the place in our source that gave it."""
+    return f"anomaly3d: {'' if category is UserWarning else f'{category.__name__}: '}{message}\n"
 
 
 def _lightning(args: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 
 
@@ -12,6 +13,17 @@ class InputError(ValueError):
     The message is complete by itself: it names the file (or the setting) and the remedy. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """An InputError from inside says that it is about `name`, a sample id or a file, unless it does already."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        raise InputError(f"{name}: {error}") from error
 
 
 def reason(error: Exception) -> str:

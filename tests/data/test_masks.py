@@ -85,6 +85,20 @@ def test_mask_follows_the_finite_points(tmp_path: Path, rng: np.random.Generator
     np.testing.assert_array_equal(match(tmp_path / "a.npy", broken, finite), expected)
 
 
+def test_rows_in_order_may_be_rounded_and_others_are_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    xyz, path = sphere(rng), tmp_path / "a.txt"
+    mask = rng.random(600) < 0.1
+    rounded = np.round(xyz, 1)  # rows are found by their place within 0.0035
+    write_truth(path, rounded, mask, ",")
+    np.testing.assert_array_equal(match(path, xyz), mask)
+    write_truth(path, rounded, mask, ",", rng.permutation(600))
+    with pytest.raises(TruthMismatch, match=r"rounded by up to 0\.05, too coarsely .* Write more decimals"):
+        match(path, xyz)
+    write_truth(path, np.round(xyz), mask, ",")  # beyond recognition
+    with pytest.raises(TruthMismatch):
+        match(path, xyz)
+
+
 def test_one_label_per_row(tmp_path: Path, rng: np.random.Generator) -> None:
     xyz = sphere(rng, 20)
     mask = rng.random(20) < 0.5

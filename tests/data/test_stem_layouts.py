@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_missing_truth_of_a_defective_cloud(tmp_path: Path, write: Callable, ind
         index(tmp_path)
     # Training needs no truth.
     assert len(index(tmp_path, ("train",))) >= 2
+
+
+@pytest.mark.parametrize(("write", "index"), LAYOUTS)
+def test_truth_without_a_cloud_is_told(tmp_path: Path, write: Callable, index: Callable) -> None:
+    root = write(tmp_path)
+    truth = next(path for path in root.rglob("*.txt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index(root, ("test",))
+    cloud = next(path for path in root.rglob(f"{truth.stem}.pcd"))
+    cloud.unlink()
+    with pytest.warns(UserWarning, match=rf"{truth.name}: ground truth without a cloud .*\(1 of \d+ files\)"):
+        index(root, ("test",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index(root, ("train",))
+
+
+@pytest.mark.parametrize(("write", "index"), LAYOUTS)
+def test_truth_may_have_its_suffix_in_capitals(tmp_path: Path, write: Callable, index: Callable) -> None:
+    root = write(tmp_path)
+    before = [record.sample_id for record in index(root, ("test",)) if record.label]
+    for path in sorted(root.rglob("*.txt")):
+        path.rename(path.with_suffix(".TXT"))
+    records = [record for record in index(root, ("test",)) if record.label]
+    assert [record.sample_id for record in records] == before
+    assert all(record.mask_path.suffix == ".TXT" for record in records)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,47 @@ def test_bad_data_gets_one_line(conf: Path, parts: Path, capsys: pytest.CaptureF
     assert "gear_template0" in message
     assert "points" in message
     assert not list(Path("runs").glob("**/*.ckpt"))
+    template.unlink()
+    template.symlink_to("nowhere.pcd")
+    assert f"{template}: a link to nothing" in says([*verb, "--data.root", str(broken)], capsys)
+
+
+def test_what_the_system_refuses_gets_one_line(conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("no folder")
+    verb = ["fit", "--config", str(conf), "--data.root", str(parts)]
+    assert "file" in says([*verb, "--trainer.logger.init_args.save_dir", "file/runs"], capsys)
+    assert "file" in says(["generate", "--root", "file/parts", "--categories", "[gear]"], capsys)
+    assert "templates: 0" in says(["generate", "--root", "none", "--templates", "0"], capsys)
+    assert not Path("none").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_machine_without_a_gpu_is_told_what_to_take(
+    conf: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = says(["fit", "--config", str(conf), "--data.root", str(parts), "--trainer.accelerator", "gpu"], capsys)
+    assert "--trainer configs/trainer/cpu.yaml" in message
+
+
+def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    sys.stderr.write(warnings.formatwarning(UserWarning("as it is"), UserWarning, "file.py", 1))
+    sys.stderr.write(warnings.formatwarning(FutureWarning("soon"), FutureWarning, "file.py", 1))
+    assert capsys.readouterr().err.splitlines()[-2:] == ["anomaly3d: as it is", "anomaly3d: FutureWarning: soon"]
+
+
+def test_a_training_that_could_not_be_validated_does_not_begin(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(parts, tmp_path / "small")
+    small = root / "gear" / "train" / "gear_template1.pcd"
+    write_pcd(small, np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32))
+    conf = Path(__file__).parents[1] / "conf" / "btf.yaml"
+    verb = ["fit", "--config", str(conf), "--data.root", str(root), "--data.val_defective", "4"]
+    message = says([*verb, "--trainer.max_epochs", "100"], capsys)
+    assert f"{small}: no synthetic defect finds a place" in message
+    assert not list(Path("runs").glob("**/*.ckpt"))
+    main([*verb, "--trainer.limit_val_batches", "0"])
 
 
 @pytest.mark.slow
@@ -380,6 +422,9 @@ def test_wrong_checkpoints_get_one_line(parts: Path, capsys: pytest.CaptureFixtu
     assert str(checkpoint) in message
     assert "flange, gear can't go on with gear" in message
     assert "missing.ckpt" in test("sedir.yaml", "missing.ckpt")
+    assert f"{checkpoint.parent}: a folder; give the checkpoint in it, {checkpoint}" in test(
+        "sedir.yaml", str(checkpoint.parent)
+    )
     Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:1000])
     assert "cut.ckpt" in test("sedir.yaml", "cut.ckpt")
 

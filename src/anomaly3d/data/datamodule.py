@@ -189,7 +189,16 @@ class PointCloudDataModule(LightningDataModule):
         """The validation clouds; an empty list, which Lightning skips, if there are to be none."""
         if self.val_normal + self.val_defective == 0:
             return []
-        dataset = ValidationDataset(
+        dataset = self._validation()
+        self._view_sources = dataset.sources()
+        return self._loader(dataset, self.eval_batch_size)
+
+    def check_validation(self) -> None:
+        """Raise InputError for training clouds that no validation clouds can be made of, before any training."""
+        self._validation().check()
+
+    def _validation(self) -> ValidationDataset:
+        return ValidationDataset(
             self.records("val"),
             self.category_names,
             self.reader,
@@ -199,8 +208,6 @@ class PointCloudDataModule(LightningDataModule):
             self.val_seed,
             self._cache_bytes,
         )
-        self._view_sources = dataset.sources()
-        return self._loader(dataset, self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """The test clouds in sorted order, with label and mask; processes share them out without repeats."""

@@ -66,12 +66,16 @@ def sub_folders(folder: Path) -> list[Path]:
 def cloud_files(folder: Path | None, suffixes: Collection[str], recursive: bool = False) -> list[Path]:
     """Files with one of the suffixes (lower case, with dot), in sorted order, without hidden ones (`._x.pcd`).
 
-    Warns of files that are no clouds by their suffix.
+    Warns of files that are no clouds by their suffix; raises InputError for a link that leads nowhere.
     """
     if folder is None:
         return []
     found = folder.rglob("*") if recursive else folder.iterdir()
-    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    visible = sorted(path for path in found if not path.name.startswith("."))
+    for path in visible:
+        if path.is_symlink() and path.suffix.lower() in suffixes and not path.exists():
+            raise InputError(f"{path}: a link to nothing. Fetch its content (git annex get, dvc pull), or remove it.")
+    files = [path for path in visible if path.is_file()]
     others = [path for path in files if path.suffix.lower() not in suffixes]
     if others:
         warnings.warn(
@@ -136,7 +140,8 @@ def find_mask(folder: Path | None, stem: str, suffixes: Sequence[str]) -> Path |
     """The ground-truth file of a cloud, if there is one."""
     if folder is None:
         return None
-    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+    names = (f"{stem}{spelt}" for suffix in suffixes for spelt in (suffix, suffix.upper()))
+    return next((path for name in names if (path := folder / name).is_file()), None)
 
 
 def require_unique(records: Iterable[CloudRecord]) -> None:

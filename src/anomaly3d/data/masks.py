@@ -65,9 +65,9 @@ def match_truth(
 ) -> Bool[np.ndarray, " M"]:
     """Mask of the M finite points of a cloud, in the file's order.
 
-    Rows in the order of the points are taken as they come. Otherwise every point takes the label of the row nearest
-    to it, which must lie within `TOLERANCE`; of rows at the same place an anomalous one wins. A few surplus rows
-    are allowed; and so are fewer rows than points when points coincide.
+    Rows in the order of the points are taken as they come, rounded to few decimals or not. Otherwise every point takes
+    the label of the row nearest to it, which must lie within `TOLERANCE`; of rows at the same place an anomalous one
+    wins. A few surplus rows are allowed; and so are fewer rows than points when points coincide.
 
     Args:
         truth: the content of the truth file.
@@ -87,7 +87,10 @@ def match_truth(
         return truth.labels[finite]
     points = points[finite]
     tolerance = TOLERANCE * float(np.linalg.norm(np.ptp(points, axis=0))) or TOLERANCE
-    if len(truth.xyz) == len(points) and np.abs(truth.xyz - points).max() <= tolerance:
+    rounding = _rounding(truth.xyz)
+    # Rows that stand where their points do may be rounded coarsely, if not beyond recognition.
+    in_order = max(tolerance, min(rounding, 50 * tolerance))
+    if len(truth.xyz) == len(points) and np.abs(truth.xyz - points).max() <= in_order:
         return truth.labels
     surplus = len(truth.xyz) - len(points)
     if surplus > SURPLUS:
@@ -98,6 +101,12 @@ def match_truth(
     to_anomalous = _nearest(truth.xyz[truth.labels], points, tolerance)
     to_normal = _nearest(truth.xyz[~truth.labels], points, tolerance)
     missing = int(np.isinf(np.minimum(to_anomalous, to_normal)).sum())
+    if missing and rounding > tolerance:
+        raise TruthMismatch(
+            f"{path}: its coordinates are rounded by up to {rounding:.2g}, too coarsely to find rows by their place "
+            f"(within {tolerance:.2g}, {TOLERANCE:g} of the cloud's diagonal). Write more decimals, or one label per "
+            f"point in the cloud's order."
+        )
     if missing:
         raise TruthMismatch(
             f"{path}: {missing} of the cloud's {len(points)} points have no row within {tolerance:.3g} "
@@ -105,6 +114,15 @@ def match_truth(
             f"other units or another pose of this one."
         )
     return to_anomalous <= to_normal
+
+
+def _rounding(rows: Float[np.ndarray, "R 3"]) -> float:
+    """By how much coordinates of a file may be rounded: half a unit of the last decimal that any of them has."""
+    for decimals in range(7):
+        scaled = rows * 10**decimals
+        if np.abs(scaled - np.round(scaled)).max(initial=0) < 1e-6:
+            return 0.5 * 10**-decimals * (1 + 1e-6)
+    return 0.0
 
 
 def _nearest(

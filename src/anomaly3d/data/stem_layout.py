@@ -7,6 +7,7 @@ Label, defect and source come from the stem, never from the path: a data set und
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -44,12 +45,27 @@ def index_by_stem(
     """
     root = find_root(root, nested)
     folders = category_folders(root)
-    return [
-        _record(path, category, split, child_folder(folders[category], "gt"), parse_stem(path.stem), known_defects)
-        for category in choose_categories(folders, categories, root)
-        for split in splits
-        for path in cloud_files(child_folder(folders[category], split), _SUFFIXES)
-    ]
+    records = []
+    for category in choose_categories(folders, categories, root):
+        truth = child_folder(folders[category], "gt")
+        for split in splits:
+            files = cloud_files(child_folder(folders[category], split), _SUFFIXES)
+            if split == "test":
+                _warn_of_orphans(truth, {path.stem for path in files})
+            records += [_record(path, category, split, truth, parse_stem(path.stem), known_defects) for path in files]
+    return records
+
+
+def _warn_of_orphans(truth: Path | None, clouds: Collection[str]) -> None:
+    """Ground truth of clouds that are not there: a set that is half unpacked gives a plausible table, too."""
+    files = sorted(truth.glob("*.[tT][xX][tT]")) if truth is not None else []
+    orphans = [path for path in files if path.stem not in clouds and not path.name.startswith(".")]
+    if orphans:
+        warnings.warn(
+            f"{orphans[0]}: ground truth without a cloud beside it in test ({len(orphans)} of {len(files)} files); is "
+            "the set unpacked as a whole?",
+            stacklevel=4,
+        )
 
 
 def _record(
@@ -73,6 +89,6 @@ def _record(
         expected = (truth or path.parent.parent / "GT") / f"{path.stem}.txt"
         raise InputError(
             f"{path}: `{defect}` in its name says it is defective, but its ground truth {expected} is missing. Add it; "
-            f"or rename the cloud if it is normal."
+            f"if the set is of another layout, take its class (configs/data); if the cloud is normal, rename it."
         )
     return CloudRecord(path, category, split, 1, defect, mask_path, f"{category}/{source}")

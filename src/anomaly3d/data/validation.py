@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from anomaly3d.data.dataset import Cloud, CloudCache, CloudReader, Sample
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.data.io import centred
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, about
 
 if TYPE_CHECKING:
     from anomaly3d.data.synthetic.defects import Kind
@@ -117,6 +117,20 @@ class ValidationDataset(Dataset[Sample]):
     def _key(self, record: CloudRecord, turn: int) -> str:
         return f"{record.category}/val/{'defective' if turn >= self.normal else 'good'}{turn}"
 
+    def check(self) -> None:
+        """Make a defective view of each category's smallest file: one that is too small should stop no training late.
+
+        Raises InputError, which names the file, where no defect finds a place.
+        """
+        for category in self.category_names:
+            defective = [
+                (record.path.stat().st_size, index)
+                for index, (record, turn) in enumerate(self._plan)
+                if record.category == category and turn >= self.normal
+            ]
+            if defective:
+                _ = self[min(defective)[1]]
+
     def __getitem__(self, index: int) -> Sample:
         record, turn = self._plan[index]
         category = self.category_names.index(record.category)
@@ -126,9 +140,10 @@ class ValidationDataset(Dataset[Sample]):
         kind = KINDS[(first + turn - self.normal) % len(KINDS)] if defective else None
         key = self._key(record, turn)
         rng = _generator(self.seed, record.category, turn + 1)
-        cloud = self.cache.get(
-            key, lambda: make_view(self.reader(record, with_mask=False).xyz, kind, rng, self.settings)
-        )
+        with about(str(record.path)):
+            cloud = self.cache.get(
+                key, lambda: make_view(self.reader(record, with_mask=False).xyz, kind, rng, self.settings)
+            )
         return Sample(cloud, key, category, int(defective))
 
 
@@ -168,8 +183,8 @@ def _defective(
             except DefectError:
                 continue
     raise InputError(
-        f"validation: no synthetic defect finds a place on a training cloud (seen with {len(points)} points; "
-        f"{_DEFECT_POINTS} are needed). Set `val_defective` to 0."
+        f"no synthetic defect finds a place on it for validation: {len(points)} points are left of a view of it, and "
+        f"{_DEFECT_POINTS} are needed. Set `data.val_defective` to 0, or leave its category out."
     )
 
 

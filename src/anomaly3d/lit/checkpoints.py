@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from lightning import Trainer
@@ -36,8 +37,13 @@ def write_whole_checkpoints(trainer: Trainer) -> None:
 
 def check_checkpoint(path: Path) -> None:
     """Raise InputError unless `path` is a checkpoint of a training that loads with weights only."""
+    if path.is_dir():
+        inside = next(iter(sorted(path.rglob("last.ckpt"))), None)
+        raise InputError(f"{path}: a folder; give the checkpoint in it" + (f", {inside}" if inside else ""))
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
+    if not is_zipfile(path):
+        raise InputError(f"{path}: not a readable checkpoint (no file that torch has saved, or cut off)")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in any way that unpickling can

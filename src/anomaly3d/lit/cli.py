@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomaly3d.data.datamodule import PointCloudDataModule
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
 from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
 from anomaly3d.lit.heatmaps import HeatMaps
@@ -109,7 +110,12 @@ class AnomalyCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose first logger has a folder for this run alone."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise InputError(
+                f"trainer: {reason(error)} Without a GPU take --trainer configs/trainer/cpu.yaml"
+            ) from error
         trainer.loggers = with_folder(trainer.loggers)
         write_whole_checkpoints(trainer)
         return trainer

@@ -118,7 +118,9 @@ class AnomalyModule(L.LightningModule):
         return with_schedule(optimizer, self.trainer, self.warmup_epochs, self.warmup_lr / self.lr)
 
     def on_fit_start(self) -> None:
-        """Start the clock, and note what trains: where a training goes on, what its last part is made with."""
+        """Try the validation; start the clock, and note what trains: where a training goes on, its last part."""
+        if self.trainer.limit_val_batches and self._data.val_defective:
+            self._data.check_validation()
         self._fit_started = _clock()
         log_dir = self.trainer.log_dir if self.trainer.loggers else None
         self.trained_with = training_facts(None if log_dir is None else Path(log_dir) / "config.yaml")
@@ -299,6 +301,13 @@ class AnomalyModule(L.LightningModule):
                 f"{path}: a training on {', '.join(made_by['categories'])} can't go on with "
                 f"{', '.join(self._data.category_names)}; give data.categories as before, or train anew"
             )
+        if self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
+            strangers = [name for name in self._data.category_names if name not in made_by["categories"]]
+            if strangers:
+                rank_zero_warn(
+                    f"{path}: trained on {', '.join(made_by['categories'])}; it has never seen {', '.join(strangers)}, "
+                    "which data.categories can leave out"
+                )
         # Checkpoints of older versions have neither settings, thresholds nor times.
         if self._fitting:
             for name, value in made_by.get("optimizer", {}).items():

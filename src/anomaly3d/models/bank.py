@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_choice, check_range
+from anomaly3d.errors import InputError, about, check_choice, check_range
 from anomaly3d.models.base import Detector
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.models.components.one_by_one import Scored, order_of, score_one_by_one
@@ -79,7 +79,9 @@ class BankDetector(Detector):
         for cloud, name, category in zip(batch.clouds(), batch.sample_id, batch.category.tolist(), strict=True):
             if name not in self._seen:
                 check_extent(cloud, name)
-                self._seen[name] = Seen(name, category, self.describe(cloud[order_of(cloud, self.protocol)], name))
+                with about(name):
+                    kept = self.describe(cloud[order_of(cloud, self.protocol)], name)
+                self._seen[name] = Seen(name, category, kept)
         self._check_memory(seen.kept for seen in self._seen.values())
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import InputError
 from anomaly3d.ops.precision import as_coordinates
 
 _BITS = 21  # per axis: three fit into one int64 key
@@ -24,15 +25,18 @@ def voxel_filter(xyz: Float[Tensor, "N 3"], size: float) -> Float[Tensor, "V 3"]
         size: edge of a voxel in the unit of the cloud.
 
     Raises:
-        ValueError: an empty cloud, NaN, a size that is not positive, or one so small that the cloud spans 2^21 voxels
-            or more along an axis.
+        ValueError: an empty cloud, NaN, or a size that is not positive.
+        InputError: a size so small that the cloud spans 2^21 voxels or more along an axis.
     """
     if not size > 0:
         raise ValueError(f"voxel size must be positive, not {size}")
     xyz = as_coordinates(xyz)
     span = (xyz.amax(0).double() - xyz.amin(0).double()).max().item() / size
     if span >= 1 << _BITS:
-        raise ValueError(f"voxel size {size} is too small: the cloud spans {span:.3g} voxels, at most {1 << _BITS}")
+        raise InputError(
+            f"voxel size {size:g} is too small: the cloud spans {span:.3g} voxels, at most {1 << _BITS}; is it in "
+            "another unit? Give a larger --model.detector.init_args.voxel_size, which is in the unit of the file"
+        )
     if xyz.device.type == "cpu":
         return torch.from_numpy(_filter_sorted(xyz.numpy(), size))
     return _filter_torch(xyz, size)

@@ -134,8 +134,12 @@ def percent(mean: float, std: float = math.nan) -> str:
 
 
 def percent_interval(interval: tuple[float, float]) -> str:
-    """An interval of fractions in percent, `51.2 - 70.9` with an en dash; empty without one."""
-    return "" if any(map(math.isnan, interval)) else " – ".join(f"{100 * end:.1f}" for end in interval)
+    """An interval of fractions in percent, `51.2 - 70.9` with an en dash; empty without one.
+
+    Also empty where both ends are the same, as of a bootstrap over clouds that are all ranked right: it says nothing.
+    """
+    low, high = interval
+    return "" if math.isnan(low) or not low < high else f"{100 * low:.1f} – {100 * high:.1f}"
 
 
 def provenance_line(provenance: Mapping[str, object]) -> str:

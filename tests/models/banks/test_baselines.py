@@ -240,8 +240,8 @@ def test_too_large_a_memory_is_one_line():
 def test_lengths_in_another_unit_than_the_papers_are_told():
     cloud = bracket(900, 31) / 1000
     for detector in (BTF(protocol="paper", feature="raw"), Simple3D(protocol="paper", voxel_size=0.5)):
-        with pytest.raises(InputError, match=r"voxel_size: an edge of 0.5 leaves 1 of a cloud's 900 points"):
-            detector.describe(cloud, "a")
+        with pytest.raises(InputError, match=r"^c/train/0: voxel_size: an edge of 0.5 leaves 1 of 900 points"):
+            detector.observe(PointCloudBatch.pack([cloud], ["c/train/0"], [0]))
 
 
 def test_m3dm_under_paper_is_as_published():

@@ -119,6 +119,8 @@ def _check(arguments: dict[str, Any], settings: ScanSettings, workers: int) -> N
     for name in ("templates", "normals", "defects_per_kind", "seed"):
         if arguments[name] < 0:
             raise InputError(f"{name}: {arguments[name]} is negative. Give 0 or more.")
+    if not arguments["templates"]:
+        raise InputError("templates: 0. A set needs clouds to train on; give 1 or more.")
     if workers < 1:
         raise InputError(f"workers: {workers} processes. Give 1 or more.")
     low, high = (settings.points, settings.points) if isinstance(settings.points, int) else settings.points

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, reason
+from anomaly3d.errors import InputError
 from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size
 from anomaly3d.report.files import replacing
 
@@ -159,7 +159,9 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way that unpickling can
-        raise InputError(f"{path}: not a checkpoint that loads with weights only ({reason(error)})") from error
+        raise InputError(
+            f"{path}: not a checkpoint that loads with weights only (its content is no plain tensors)"
+        ) from error
     outer = next((k for k in _STATE_KEYS if isinstance(content, dict) and k in content), None)
     if outer is None:
         raise InputError(f"{path}: no published Point-MAE format; expected one of the keys {', '.join(_STATE_KEYS)}")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import about
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.ops.canonical import order_seen
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
@@ -34,7 +35,8 @@ def score_one_by_one(
     for cloud, name in zip(batch.clouds(), batch.sample_id, strict=True):
         check_extent(cloud, name)
         order = order_of(cloud, protocol)
-        found = score_cloud(cloud[order], name)
+        with about(name):
+            found = score_cloud(cloud[order], name)
         scored.append(found._replace(points=torch.empty_like(found.points).index_copy_(0, order, found.points)))
     points, objects, logits = zip(*scored, strict=True)
     return AnomalyPrediction(

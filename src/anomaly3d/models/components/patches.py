@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, about
 from anomaly3d.models.components.extent import check_extent
 from anomaly3d.ops.canonical import order_seen
 from anomaly3d.ops.fps import farthest_point_sampling
@@ -80,7 +80,7 @@ class PatchSampler(nn.Module):
             with stage("canonical order"):
                 cloud = cloud[self.order(cloud)]
             if self.voxel_size is not None:
-                with stage("voxel filter"):
+                with stage("voxel filter"), about(name):
                     cloud = voxel_filter(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
             check_extent(cloud, name)
@@ -130,7 +130,7 @@ class PatchSampler(nn.Module):
         filtered = "" if self.voxel_size is None else f" after the voxel filter of {self.voxel_size}"
         raise InputError(
             f"{name}: {size} points{filtered}, but {self.num_groups} patches of {self.group_size} points need at "
-            f"least {needed}; lower the detector's number of groups or neighbours"
+            f"least {needed}; lower num_groups or group_size (--model.detector.init_args)"
             + ("" if self.voxel_size is None else " or its voxel_size (it is in the units of the file)")
         )
 

@@ -131,7 +131,8 @@ def key_points(xyz: Float[Tensor, "N 3"], voxel: float, in_radii: bool) -> Float
             else "protocol paper takes it in the unit of the file, for parts in mm: give a smaller one, or take strict"
         )
         raise InputError(
-            f"voxel_size: an edge of {voxel:.3g} leaves {len(points)} of a cloud's {len(xyz)} points; {why}"
+            f"voxel_size: an edge of {voxel:.3g} leaves {len(points)} of {len(xyz)} points; {why} "
+            "(--model.detector.init_args.voxel_size)"
         )
     return points
 
