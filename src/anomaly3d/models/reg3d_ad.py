@@ -32,8 +32,8 @@ class Reg3DAD(PatchCorePointMAE):
     Under `paper` d are squared distances, as the search of the public code gives them: squares weigh the two maps
     otherwise [code]. The object's score is the largest of s; under `paper` the mean of the largest of both maps
     [code], which need not lie at one point. Public code stretches these largest distances by ranges of their own, over
-    the objects of the test set; here those of the points serve for both [ours], since the largest distances of a few
-    training clouds, to a bank that holds their own features, range over next to nothing.
+    the objects of the test set; here those of the points serve for both [ours]: a few training clouds, whose own
+    features are in the bank, would make a poor range of their largest distances.
 
     Args:
         coordinate_share: w; None takes 0.5 under `paper` and 0.6 under `strict`, which did best on validation clouds of
