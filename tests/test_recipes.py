@@ -26,15 +26,25 @@ BASELINES = sorted(set((ROOT / "configs" / "experiment").glob("*.yaml")) - {*PRE
 DATA_SETS = ("anomaly_shapenet", "real3d_ad", "synthetic")
 
 
-FEATURES = {"voxel": 0.5, "normal_radius": 2.0, "feature_radius": 5.0, "feature_neighbours": 100, "orient": False}
+FEATURES = {
+    "sampling": "file",
+    "voxel": 0.5,
+    "normal_radius": 2.0,
+    "feature_radius": 5.0,
+    "feature_neighbours": 100,
+    "orient": False,
+    "propagate": "nearest",
+}
+STRIDES = {"bank_stride": 100, "test_stride": 500}
 LARGEST = {"smooth": 1, "top_share": 0.0}  # no smoothing; the object's score is the largest of its points'
 TOKENS = {"group_size": 128, "blocks": (2, 4, 6), "smooth": "none"}  # thirds of the shipped backbone's depth
+TOKENS |= {"propagate": "nearest", "in_file_unit": True}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Template distance": LARGEST,
-    "BTF(Raw)": {**FEATURES, **LARGEST, "kind": "raw", "reweighting": 3},
-    "BTF(FPFH)": {**FEATURES, **LARGEST, "kind": "fpfh", "reweighting": 3},
-    "PatchCore(FPFH)": {**FEATURES, **LARGEST, "kind": "fpfh", "coreset_size": 10_000},
-    "PatchCore(FPFH+Raw)": {**FEATURES, **LARGEST, "kind": "fpfh_raw", "raw_weight": 11**0.5, "coreset_size": 10_000},
+    "BTF(Raw)": {**FEATURES, **STRIDES, **LARGEST, "kind": "raw", "reweighting": 3},
+    "BTF(FPFH)": {**FEATURES, **STRIDES, **LARGEST, "kind": "fpfh", "reweighting": 3},
+    "PatchCore(FPFH)": {**FEATURES, **LARGEST, "kind": "fpfh", "two_banks": False, "coreset_size": 10_000},
+    "PatchCore(FPFH+Raw)": {**FEATURES, **LARGEST, "kind": "fpfh", "two_banks": True, "coreset_size": 10_000},
     "PatchCore(PointMAE)": {**TOKENS, "register": True, "coreset_size": 10_000, "coreset_share": 1.0, "weighed": None},
     "M3DM(PointMAE)": {
         **TOKENS,
@@ -57,9 +67,8 @@ def published(detector: Any) -> dict[str, Any]:
     """Of a detector under `paper`, the values that its publication or its public code states."""
     found: dict[str, Any] = {}
     if hasattr(detector, "features"):
-        names = (*FEATURES, "kind", *(["raw_weight"] if detector.features.kind == "fpfh_raw" else []))
-        found |= {name: getattr(detector.features, name) for name in names}
-        names = ("reweighting", "coreset_size")
+        found |= {name: getattr(detector.features, name) for name in (*FEATURES, "kind")}
+        names = ("reweighting", "coreset_size", "two_banks", *STRIDES)
         found |= {name: getattr(detector, name) for name in names if hasattr(detector, name)}
     if isinstance(detector.scoring, PointScoring):
         found |= {"smooth": detector.scoring.neighbours, "top_share": detector.scoring.top_share}
@@ -67,7 +76,8 @@ def published(detector: Any) -> dict[str, Any]:
         found |= {"group_size": detector.patches.group_size, "blocks": detector.backbone_blocks}
         found |= {"smooth": detector.scoring.smooth, "register": detector.register_clouds}
         found |= {"coreset_size": detector.coreset_size, "coreset_share": detector.coreset_share}
-        found |= {"weighed": detector.reweighting}
+        found |= {"weighed": detector.reweighting, "propagate": detector.scoring.propagate}
+        found |= {"in_file_unit": detector.in_file_unit}
     if isinstance(detector, Simple3D):
         names = ("neighbours", "normal_neighbours", "voxel_size", "num_groups", "group_size")
         found |= {name: getattr(detector, name) for name in (*names, "coreset_share", "coreset_size")}

@@ -14,18 +14,23 @@ from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE, thirds
 class M3DM(PatchCorePointMAE):
     """M3DM(PointMAE) and M3DM(PointBERT) (Wang et al., CVPR 2023), its point branch as Real3D-AD runs it.
 
-    Tokens of blocks 4, 8 and 12 side by side, a tenth of them as the coreset, no registration; scores are interpolated
-    to the points. PointBERT is another file of backbone weights.
+    Tokens of blocks 4, 8 and 12 side by side, a tenth of them as the coreset, no registration. PointBERT is another
+    file of backbone weights.
+
+    What differs from Real3D-AD's code under `paper`, too: its coreset starts at the first row, in a sparse random
+    projection (`eps` 0.9) and half precision, ours as in `greedy_coreset`; and it measures points at the centres of
+    the patches alone, ours are all points of a cloud.
 
     Args:
-        num_groups: patches per cloud; None takes 16384 under `paper` [paper], 4096 under `strict` [ours].
-        group_size: points per patch [paper: 128].
+        num_groups: patches per cloud; None takes 16384 under `paper` [code of Real3D-AD; M3DM's own: 1024], 4096 under
+            `strict` [ours].
+        group_size: points per patch [code of both: 128].
         coreset_size: most tokens kept of each category [ours].
         coreset_share: share of the tokens kept [paper: 0.1].
         backbone_blocks: blocks whose normalised tokens are joined; None takes those at a third, two thirds and the
             whole of the backbone's depth: 4, 8, 12 of 12 [paper]; of the shipped 6 they are 2, 4, 6 [ours].
-        propagate: scores from tokens to points [ours: by inverse distances, by which the paper interpolates features;
-            Real3D-AD's code takes the nearest patch's].
+        propagate: scores from tokens to points; None takes `inverse_distance` under `strict` [ours: so the paper
+            interpolates features], `nearest` under `paper` [code of Real3D-AD].
         reweighting: rows of the bank by which the object score is weighed under `paper` [code: 3], as in `BTF`; under
             `strict` it is the largest point score.
         protocol: as in `PatchCorePointMAE`.
@@ -40,7 +45,7 @@ class M3DM(PatchCorePointMAE):
         coreset_size: int = 1_000_000,
         coreset_share: float = 0.1,
         backbone_blocks: Sequence[int] | None = None,
-        propagate: Propagate = "inverse_distance",
+        propagate: Propagate | None = None,
         reweighting: int = 3,
         protocol: Protocol = "strict",
         **settings: Any,

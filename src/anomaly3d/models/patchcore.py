@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,9 +18,11 @@ from anomaly3d.models.components.point_features import PointFeature, PointFeatur
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category
+from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.components.two_maps import distance_range, in_range
 from anomaly3d.models.registered_bank import RegisteredBankDetector
+from anomaly3d.ops.fps import farthest_point_sampling
 
 
 class PatchCore(RegisteredBankDetector):
@@ -30,18 +33,27 @@ class PatchCore(RegisteredBankDetector):
     features is the bank (Roth et al., PatchCore, CVPR 2022); a point's score is the distance of its feature to the
     bank, `min_m |f(x) - m|`. One detector of several categories takes the one to which the cloud registers best [ours].
 
-    Features are taken, and scores carried, as in `BTF` [ours, under `paper` too: for speed].
+    `paper` takes a feature at every point of every cloud, for the bank and for the scores [code of Real3D-AD]; nothing
+    is carried. The price is time: that of the histograms, as in `BTF`, and a coreset of all points of a category, which
+    may be millions. `strict` filters clouds to the voxel and carries scores as in `BTF` [ours].
+
+    PatchCore(FPFH+Raw) is two banks under `paper`, of registered coordinates and of FPFH, whose maps of squared
+    distances are stretched to one range and averaged [code: the script of that name]; an object's score is the mean of
+    the largest of both. The ranges are of training distances, as in `Reg3DAD` [ours]. Under `strict` it is one bank
+    with coordinates beside the histograms [ours; in Real3D-AD's class, too, where no script calls it].
 
     Args:
-        feature: `fpfh`, or `fpfh_raw`: coordinates beside it.
+        feature: `fpfh`, or `fpfh_raw`: with coordinates.
         coreset_size: features kept of each category [paper: 10,000].
-        voxel_size: edge of the voxel filter, at whose points features are taken. None takes 0.5 in the unit of the file
-            under `paper` [paper: 0.5 mm], 0.03 of the template's radius under `strict` [ours].
+        voxel_size: edge of the voxel filter, at whose points features are taken under `strict`; None takes 0.03 of the
+            template's radius there [ours]. Under `paper` the unit of the two radii alone, None for 0.5 in the unit of
+            the file [code: 0.5 mm].
         normal_radius: neighbourhood of a normal in voxels, at most 30 points [paper: 1 mm, 2 voxels].
         feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
         feature_neighbours: most points in it [paper: 100]; 20 on scans from one side, as in `BTF`.
-        raw_weight: factor of the coordinates beside FPFH; None takes the root of 11 per unit of the file under `paper`
-            [code: 11 copies of each coordinate], 165 per radius under `strict` [ours].
+        raw_weight: factor of the coordinates beside FPFH in one bank; None takes 165 per radius under `strict` [ours],
+            two banks under `paper` [code]. The function that no script calls has 11 copies of each coordinate, a
+            factor of the root of 11 per unit of the file.
         hypotheses: triples of correspondences that RANSAC draws [code of Real3D-AD: 100,000].
         smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
             `paper`.
@@ -53,6 +65,9 @@ class PatchCore(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
+    coordinates: Float[Tensor, "M 3"]  # of two banks, as are the next two
+    coordinate_offsets: Int[Tensor, "C+1"]
+    ranges: Float[Tensor, "C 2 2"]  # per category, of squared distances of coordinates and of FPFH: smallest, largest
 
     def __init__(
         self,
@@ -72,31 +87,46 @@ class PatchCore(RegisteredBankDetector):
     ) -> None:
         super().__init__(hypotheses, protocol, memory_gb)
         check_range(1, inf, coreset_size=coreset_size)
+        self.two_banks = feature == "fpfh_raw" and protocol == "paper" and raw_weight is None
+        kind = "fpfh" if self.two_banks else feature
         self.features = PointFeatures.preset(
-            feature, protocol, voxel_size, normal_radius, feature_radius, feature_neighbours, raw_weight
+            kind, protocol, voxel_size, normal_radius, feature_radius, feature_neighbours, raw_weight
         )
+        self.feature = feature
         self.coreset_size = coreset_size
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
-        self.register_buffer("bank", None)
-        self.register_buffer("offsets", None)
+        for name in ("bank", "offsets", "coordinates", "coordinate_offsets", "ranges"):
+            self.register_buffer(name, None)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The features and the coreset."""
-        return super().fixed_settings() | self.features.settings() | {"coreset_size": self.coreset_size}
+        ours = {"feature": self.feature, "coreset_size": self.coreset_size}
+        return super().fixed_settings() | self.features.settings() | ours
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:
         """The points; features need the template, which is known only at the end."""
         return cloud
 
     def build(self, seen: Sequence[Seen]) -> None:
-        """A coreset of each category's features."""
+        """A coreset of each category's features; of two banks one of the coordinates, and the ranges of both."""
         groups = by_category(seen, self.categories)
         self.templates.keep([group[0].kept for group in groups])
-        banks = []
+        banks, coordinates, ranges = [], [], []
         for template, group in zip(self.placing().templates, groups, strict=True):
-            features = self.collect(self._describe(c.kept, template)[1] for c in aligned(group, self.settings))
-            banks.append(features[greedy_coreset(features, self.coreset_size)])
+            placed = aligned(group, self.settings)
+            features = self.collect(self._describe(c.kept, template)[1] for c in placed)
+            kept = greedy_coreset(features, self.coreset_size)
+            banks.append(features[kept])
+            if self.two_banks:
+                xyz = joined(placed)
+                # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
+                at = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]
+                coordinates.append(xyz[at])
+                ranges.append(torch.stack([distance_range(xyz, at), distance_range(features, kept)]).square())
         self.bank, self.offsets = pack(banks)
+        if self.two_banks:
+            self.coordinates, self.coordinate_offsets = pack(coordinates)
+            self.ranges = torch.stack(ranges)
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""
@@ -104,8 +134,14 @@ class PatchCore(RegisteredBankDetector):
         placed = registration.apply(cloud)
         keypoints, features = self._describe(placed, self.placing().templates[category])
         distance, _ = nearest(features, unpack(self.bank, self.offsets)[category])
-        points = self.scoring.points(distance[:, 0], keypoints, placed)
-        return Scored(points, self.scoring.object(points), logits)
+        maps = [distance[:, 0]]
+        if self.two_banks:
+            away, _ = nearest(keypoints, unpack(self.coordinates, self.coordinate_offsets)[category])
+            both = zip((away[:, 0], maps[0]), self.ranges[category], strict=True)
+            maps = [in_range(one.square(), ends) for one, ends in both]
+        carried = torch.stack([self.scoring.points(one, keypoints, placed, self.features.propagate) for one in maps])
+        score = torch.stack([self.scoring.object(one) for one in carried]).mean()
+        return Scored(carried.mean(0), score, logits)
 
     def _describe(self, placed: Tensor, template: Template) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "K D"]]:
         keypoints = self.features.keypoints(placed, template.radius)

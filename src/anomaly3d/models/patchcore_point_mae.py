@@ -16,7 +16,7 @@ from anomaly3d.models.components.completion import COMPLETE_GAP, make_completion
 from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.memory import CategoryBanks, nearest, pack, reweighted, unpack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.patches import Frame, PatchSampler
+from anomaly3d.models.components.patches import Frame, PatchSampler, own_frame
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.seen import Seen, by_category
@@ -34,6 +34,11 @@ class PatchCorePointMAE(RegisteredBankDetector):
     RANSAC alone [ours], and the category is then the one that fits best;
     without registration it is the one whose bank has the smallest median distance [ours], which on scans from one side
     is often the wrong one (`CategoryBanks`).
+
+    Under `strict` a cloud is seen in the unit sphere, as the backbone that comes with the package was trained. Under
+    `paper` it is centred alone, a registered one about its template's mean, and tokens are of lengths in the unit of
+    the file [code of Real3D-AD]. The shipped backbone has never seen such lengths: `paper` is meant for the published
+    weights (`backbone_weights`), with which the published numbers were made.
 
     Args:
         num_groups: patches per cloud; None takes 16384 under `paper` [code of Real3D-AD], 1024 under `strict` [ours].
@@ -56,7 +61,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             under `strict`: on validation clouds blocks 1, 2 and 4 of the shipped 6 cannot be told apart
             (`benchmarks/results/sedir.md`) [ours].
         protocol: `strict` does not depend on the order of the points; `paper` starts the sampling at the file's first
-            point, and neither smooths nor interpolates.
+            point, leaves lengths in the unit of the file, and neither smooths nor interpolates.
         normalise: override the protocol's normalisation of token errors; `none` in both.
         smooth: override the protocol's smoothing: `spatial` under `strict` [ours], `none` under `paper`.
         propagate: override the protocol's propagation from tokens to points: `inverse_distance` under `strict` [ours],
@@ -114,6 +119,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             raise InputError("resolution: in units of a template's radius; set register to true, or drop it")
         if resolution is not None and not strict:
             raise InputError("resolution: under protocol paper clouds are scored as they come; drop it, or take strict")
+        self.in_file_unit = not strict
         self.register_clouds = register
         self.completion = make_completion(register, complete, protocol, resolution, complete_gap)
         self.coreset_size = coreset_size
@@ -187,6 +193,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self, cloud: Float[Tensor, "N 3"], name: str, frame: Frame | None = None
     ) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
         """Patches of a cloud, in its own frame or another, and their frozen tokens."""
+        if frame is None and self.in_file_unit:
+            frame = own_frame(cloud)._replace(radius=cloud.new_ones(()))
         groups = self.patches(PointCloudBatch.pack([cloud], [name]).to(cloud.device), frame and [frame])
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
@@ -205,6 +213,8 @@ class PatchCorePointMAE(RegisteredBankDetector):
             yield self.tokens(thin, name, self._frame(template, cloud.kept))[1]
 
     def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
+        if self.in_file_unit:
+            return template_frame(template, cloud)._replace(radius=cloud.new_ones(()))
         return None if self.completion.resolution is None else template_frame(template, cloud)
 
     def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from anomaly3d.errors import check_range
@@ -14,6 +14,7 @@ from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.components.two_maps import distance_range, in_range
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.types import PointCloudBatch
@@ -29,8 +30,10 @@ class Reg3DAD(PatchCorePointMAE):
     `paper` too: the scores of a cloud may not depend on the other test clouds.
 
     Under `paper` d are squared distances, as the search of the public code gives them: squares weigh the two maps
-    otherwise [code]. The object's score is the largest of s; under `paper` the mean of the largest of both maps,
-    weighed likewise [code], which need not lie at one point.
+    otherwise [code]. The object's score is the largest of s; under `paper` the mean of the largest of both maps
+    [code], which need not lie at one point. Public code stretches these largest distances by ranges of their own, over
+    the objects of the test set; here those of the points serve for both [ours]: a few training clouds, whose own
+    features are in the bank, would make a poor range of their largest distances.
 
     Args:
         coordinate_share: w; None takes 0.5 under `paper` and 0.6 under `strict`, which did best on validation clouds of
@@ -67,7 +70,7 @@ class Reg3DAD(PatchCorePointMAE):
             # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
             kept = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]
             kept_tokens = self.coreset(every)
-            ranges.append(self._measure(torch.stack([_range(xyz, kept), _range(every, kept_tokens)])))
+            ranges.append(self._measure(torch.stack([distance_range(xyz, kept), distance_range(every, kept_tokens)])))
             coordinates.append(xyz[kept])
             tokens.append(every[kept_tokens])
         self.coordinates, self.coordinate_offsets = pack(coordinates)
@@ -82,23 +85,13 @@ class Reg3DAD(PatchCorePointMAE):
         errors = self._measure(nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0])
         coordinates = unpack(self.coordinates, self.coordinate_offsets)[category]
         distance = self._measure(nearest(placed, coordinates)[0][:, 0])
-        (low, high), (token_low, token_high) = self.ranges[category]
-        errors = (errors - token_low) / (token_high - token_low)
+        ends, token_ends = self.ranges[category]
         batch = PointCloudBatch.pack([placed], [name])
-        token_map = self.scoring(errors[None], groups, batch).point_scores
-        coordinate_map = (distance - low) / (high - low)
+        token_map = self.scoring(in_range(errors, token_ends)[None], groups, batch).point_scores
+        coordinate_map = in_range(distance, ends)
         points = torch.lerp(token_map, coordinate_map, self.coordinate_share)
         apart = torch.lerp(token_map.max(), coordinate_map.max(), self.coordinate_share)
         return Scored(points, points.max() if self.protocol == "strict" else apart, logits)
 
     def _measure(self, distance: Tensor) -> Tensor:
         return distance if self.protocol == "strict" else distance.square()
-
-
-def _range(rows: Float[Tensor, "N D"], kept: Int[Tensor, " M"]) -> Float[Tensor, " 2"]:
-    """Smallest and largest distance of a row to the nearest of those that are kept, itself excepted; never equal."""
-    found = nearest(rows, rows[kept], min(2, len(kept)))[0]
-    first = found[:, 0].clone()
-    first[kept] = found[kept, -1]
-    low, high = first.aminmax()
-    return torch.stack([low, torch.maximum(high, low + torch.finfo(low.dtype).eps * (1 + low))])

@@ -239,7 +239,7 @@ def test_too_large_a_memory_is_one_line():
 
 def test_lengths_in_another_unit_than_the_papers_are_told():
     cloud = bracket(900, 31) / 1000
-    for detector in (BTF(protocol="paper", feature="raw"), Simple3D(protocol="paper", voxel_size=0.5)):
+    for detector in (BTF(protocol="paper", feature="fpfh"), Simple3D(protocol="paper", voxel_size=0.5)):
         with pytest.raises(InputError, match=r"^c/train/0: voxel_size: an edge of 0.5 leaves 1 of 900 points"):
             detector.observe(PointCloudBatch.pack([cloud], ["c/train/0"], [0]))
 
@@ -285,7 +285,7 @@ def test_reg3d_ad_averages_its_maps_under_paper():
 
 
 def test_raw_weight_of_paper_is_that_of_coordinates_repeated_eleven_times(open3d):
-    features = PatchCore(feature="fpfh_raw", protocol="paper", voxel_size=0.2).features
+    features = BTF(feature="fpfh_raw", protocol="paper", voxel_size=0.2).features
     both = [features(features.keypoints(bracket(900, i), 1.0), torch.zeros(3), 1.0) for i in (0, 1)]
     weight = both[0][:, 33:].norm() / features.keypoints(bracket(900, 0), 1.0).norm()
     repeated = [torch.cat([part[:, :33], (part[:, 33:] / weight).repeat(1, 11)], dim=1) for part in both]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +51,25 @@ def test_other_code_computes_anew(folder, monkeypatch):
     monkeypatch.setattr(pose_store, "_maker", lambda: "other")
     assert stored(("a",), lambda: np.ones(1)) == 1
     assert len(list(folder.rglob("*.npy"))) == 2
+
+
+def test_the_hash_covers_all_of_ours_that_a_registration_calls():
+    """Walks the imports from registration.py on, in `ops` and the components that register."""
+    source = Path(pose_store.__file__).parents[2]
+    registering = {source / "models/components" / f"{name}.py" for name in ("fpfh", "icp", "memory", "ransac")}
+    nothing_of_the_numbers = {source / "ops" / f"{name}.py" for name in ("backend", "stages")}  # imports, and clocks
+    called, new = set(), {source / "models/components/registration.py"}
+    while new:
+        called |= new
+        tree = [node for file in new for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+        imports = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module]
+        names = {f"{node.module}{name}" for node in imports for name in ("", *(f".{a.name}" for a in node.names))}
+        files = {source.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("anomaly3d.")}
+        new = {file for file in files if file in registering or (file.parent == source / "ops" and file.exists())}
+        new -= called
+    assert registering < called
+    assert source / "ops/tree.py" in called
+    assert called - nothing_of_the_numbers == set(pose_store._sources())
 
 
 def test_a_failure_leaves_no_file(folder):

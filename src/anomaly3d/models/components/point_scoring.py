@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomaly3d.errors import check_range
-from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.scoring import Propagate, Protocol
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.stages import stage
@@ -43,13 +43,17 @@ class PointScoring:
 
     @stage("reprojection")
     def points(
-        self, scores: Float[Tensor, " M"], at: Float[Tensor, "M 3"], xyz: Float[Tensor, "N 3"]
+        self,
+        scores: Float[Tensor, " M"],
+        at: Float[Tensor, "M 3"],
+        xyz: Float[Tensor, "N 3"],
+        propagate: Propagate = "inverse_distance",
     ) -> Float[Tensor, " N"]:
         """Scores at the points `xyz` from those at `at`; pass the same tensor twice where they are the same."""
         if self.neighbours > 1:
             index = knn(at[None], at[None], min(self.neighbours, len(at)))[1][0]
             scores = scores[index].mean(1)
-        return scores if at is xyz else interpolate(scores, at, xyz)
+        return scores if at is xyz else interpolate(scores, at, xyz, propagate)
 
     def object(self, points: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """Score of the cloud."""

@@ -67,15 +67,19 @@ def stored(
     return result
 
 
+def _sources() -> list[Path]:
+    """The files that a registration's numbers come from."""
+    models = Path(__file__).parents[1]
+    names = ("fpfh", "icp", "memory", "ransac", "registration")
+    ops = ("precision", "tree", "voxel")
+    return [models / "components" / f"{n}.py" for n in names] + [models.parent / "ops" / f"{n}.py" for n in ops]
+
+
 @cache
 def _maker() -> str:
     """What registers: a hash of its sources, of the versions of what they call and of the processor's kind."""
-    models = Path(__file__).parents[1]
-    names = ("fpfh", "icp", "memory", "ransac", "registration")
-    sources = [models / "components" / f"{name}.py" for name in names]
-    sources += [models.parent / "ops" / f"{name}.py" for name in ("precision", "voxel")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     versions = [installed_version(name) for name in _PACKAGES]
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), gpu]
-    content = repr([*versions, *machine]) + "".join(path.read_text("utf-8") for path in sources)
+    content = repr([*versions, *machine]) + "".join(path.read_text("utf-8") for path in _sources())
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
