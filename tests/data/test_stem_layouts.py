@@ -183,7 +183,7 @@ def test_unknown_kind_is_a_defect_if_it_has_truth(
     cloud = next(tmp_path.rglob(f"{old}.pcd"))
     truth = next(tmp_path.rglob(f"{old}.txt"))
     cloud.rename(cloud.with_stem(new))
-    with pytest.raises(InputError, match=r"says it is defective.*rename the cloud if it is normal"):
+    with pytest.raises(InputError, match=r"says it is defective.*if the cloud is normal, rename it"):
         index(tmp_path)
     truth.rename(truth.with_stem(new))
     record = next(record for record in index(tmp_path) if record.path.stem == new)

@@ -210,5 +210,5 @@ def test_coordinates_have_no_lengths_under_paper():
     """But histograms have: files in another unit than that of the radii are refused."""
     cloud = bracket(900, 31) / 1000
     assert BTF(protocol="paper", feature="raw").describe(cloud, "a").shape == (9, 3)
-    with pytest.raises(InputError, match=r"voxel_size: an edge of 0.5 leaves 1 of a cloud's 900 points"):
+    with pytest.raises(InputError, match=r"voxel_size: an edge of 0.5 leaves 1 of 900 points"):
         PointFeatures.preset("fpfh", "paper", None, 2.0, 5.0).keypoints(cloud, 1.0)
