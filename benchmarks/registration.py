@@ -3,9 +3,9 @@
     python benchmarks/registration.py --data.scans datasets/real3d-ad
 
 Per category the template is the first training cloud; what is registered are views of the last one, made as validation
-clouds are, half of them with a defect: of a set in the layout of Real3D-AD from one side, in any pose. Test clouds are never opened. A pose counts as found
-where its residual is no more than `--tolerance` (of the cloud's radius) above the best that any of the searches finds,
-among them one from other and more rotations. Prints a Markdown table.
+clouds are, half of them with a defect: in the layout of Real3D-AD from one side, in any pose. Test clouds are never
+opened. A pose counts as found where its residual is no more than `--tolerance` (of the cloud's radius) above the best
+that any of the searches finds, among them one from other and more rotations. Prints a Markdown table.
 """
 
 from __future__ import annotations
