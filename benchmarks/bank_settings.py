@@ -30,6 +30,7 @@ from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.btf import BTF
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.point_scoring import PointScoring
+from anomaly3d.models.components.scoring import Propagate
 from anomaly3d.models.patchcore import PatchCore
 from anomaly3d.models.simple3d import Simple3D
 from anomaly3d.models.template_distance import TemplateDistance
@@ -37,20 +38,19 @@ from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 from classical import SHOWN, data_kind, fitted, header, is_of, only, registered_once, row
 
 patchcore = partial(PatchCore, coreset_size=2000, hypotheses=20_000)  # the laptop's recipes
+EDGES = (0.02, 0.03, 0.045, 0.07)
 FPFH_RAW = {"feature": "fpfh_raw"}
 VARIED: dict[str, dict[str, Callable[..., BankDetector]]] = {
     "Template distance": {"default": partial(TemplateDistance, hypotheses=20_000)},
-    "BTF(Raw)": {f"voxel {edge:g}": partial(BTF, feature="raw", voxel_size=edge) for edge in (0.02, 0.03, 0.045)},
-    "BTF(FPFH)": {f"voxel {edge:g}": partial(BTF, voxel_size=edge) for edge in (0.02, 0.03, 0.045)},
+    "BTF(Raw)": {f"voxel {edge:g}": partial(BTF, feature="raw", voxel_size=edge) for edge in EDGES},
+    "BTF(FPFH)": {f"voxel {edge:g}": partial(BTF, voxel_size=edge) for edge in EDGES},
     "PatchCore(FPFH)": {
-        **{f"voxel {edge:g}": partial(patchcore, voxel_size=edge) for edge in (0.02, 0.03, 0.045)},
+        **{f"voxel {edge:g}": partial(patchcore, voxel_size=edge) for edge in EDGES},
         "coreset 10000": partial(patchcore, coreset_size=10_000),
     },
-    "PatchCore(FPFH+Raw)": {
-        f"voxel {edge:g}": partial(patchcore, **FPFH_RAW, voxel_size=edge) for edge in (0.02, 0.03, 0.045)
-    },
+    "PatchCore(FPFH+Raw)": {f"voxel {edge:g}": partial(patchcore, **FPFH_RAW, voxel_size=edge) for edge in EDGES},
     "Simple3D": {
-        **{f"voxel {edge:g}": partial(Simple3D, coreset_size=2000, voxel_size=edge) for edge in (0.015, 0.02, 0.03)},
+        **{f"voxel {edge:g}": partial(Simple3D, coreset_size=2000, voxel_size=edge) for edge in (0.02, 0.03, 0.045)},
         **{f"group of {k}": partial(Simple3D, coreset_size=2000, group_size=k) for k in (1, 32)},
         "coreset 10000": partial(Simple3D, coreset_size=10_000),
     },
@@ -72,11 +72,15 @@ class Recorder(PointScoring):
     last: Carried
 
     def points(
-        self, scores: Float[Tensor, " M"], at: Float[Tensor, "M 3"], xyz: Float[Tensor, "N 3"]
+        self,
+        scores: Float[Tensor, " M"],
+        at: Float[Tensor, "M 3"],
+        xyz: Float[Tensor, "N 3"],
+        propagate: Propagate = "inverse_distance",
     ) -> Float[Tensor, " N"]:
         """As `PointScoring`, remembered."""
         object.__setattr__(self, "last", Carried(scores, at, xyz))
-        return super().points(scores, at, xyz)
+        return super().points(scores, at, xyz, propagate)
 
 
 def bank_settings(
@@ -95,7 +99,7 @@ def bank_settings(
     Args:
         data: folders by name, each in one of the two public layouts, with two training clouds of each category or more.
         methods: by name; default all.
-        averages: points over which a score is averaged, itself included; default [1, 4, 16, 64].
+        averages: points over which a score is averaged, itself included; default [1, 16, 64, 256].
         shares: of a cloud's points whose mean is its score, 0 for the largest; default [0, 0.001, 0.01, 0.05]. All
             averages are scored with the default 0.01, all shares with the default average of 16.
         normal: normal clouds per category.
@@ -104,7 +108,7 @@ def bank_settings(
         categories: default all.
         neighbours: most points of the FPFH of BTF and PatchCore; default theirs.
     """
-    ways = {(k, 0.01): f"average {k}" for k in averages or [1, 4, 16, 64]}
+    ways = {(k, 0.01): f"average {k}" for k in averages or [1, 16, 64, 256]}
     ways |= {(16, share): f"share {share:g}" for share in shares or [0.0, 0.001, 0.01, 0.05]}
     header("data", "method", "features", "average", "share", *SHOWN)
     for label, root in data.items():
