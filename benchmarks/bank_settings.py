@@ -41,7 +41,10 @@ patchcore = partial(PatchCore, coreset_size=2000, hypotheses=20_000)  # the lapt
 EDGES = (0.02, 0.03, 0.045, 0.07)
 FPFH_RAW = {"feature": "fpfh_raw"}
 VARIED: dict[str, dict[str, Callable[..., BankDetector]]] = {
-    "Template distance": {"default": partial(TemplateDistance, hypotheses=20_000)},
+    "Template distance": {
+        f"voxel {edge:g}": partial(TemplateDistance, hypotheses=20_000, voxel_size=edge)
+        for edge in (0, 0.015, 0.03, 0.045)
+    },
     "BTF(Raw)": {f"voxel {edge:g}": partial(BTF, feature="raw", voxel_size=edge) for edge in EDGES},
     "BTF(FPFH)": {f"voxel {edge:g}": partial(BTF, voxel_size=edge) for edge in EDGES},
     "PatchCore(FPFH)": {

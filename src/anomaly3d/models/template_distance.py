@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anomaly3d.errors import check_range
 from anomaly3d.models.components.one_by_one import Scored
+from anomaly3d.models.components.point_features import key_points
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
@@ -28,8 +31,11 @@ class TemplateDistance(RegisteredBankDetector):
 
     Args:
         hypotheses: triples of correspondences that RANSAC draws; fewer are faster, and miss the pose more often [ours].
-        smooth_neighbours: points over which a distance is averaged; None takes 16 under `strict`, 1 under `paper`
-            [ours, not chosen by a measurement].
+        voxel_size: edge of a voxel filter, at whose points distances are taken, of the template's radius; 0 takes them
+            at every point, as `paper` does. Without it an average over a number of points is one over less and less of
+            a surface, the denser a cloud is.
+        smooth_neighbours: of these points those over which a distance is averaged; None takes 16 under `strict`, 1
+            under `paper` [ours].
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` and the
             largest alone under `paper` [ours, not chosen by a measurement].
         protocol: `strict` does not depend on the order of the points [ours]. `paper`, of none, is the plain distance
@@ -41,13 +47,20 @@ class TemplateDistance(RegisteredBankDetector):
         self,
         *,
         hypotheses: int = 100_000,
+        voxel_size: float | None = None,
         smooth_neighbours: int | None = None,
         top_share: float | None = None,
         protocol: Protocol = "strict",
         memory_gb: float = 4.0,
     ) -> None:
         super().__init__(hypotheses, protocol, memory_gb)
+        check_range(0, 1, voxel_size=voxel_size)
+        self.voxel_size = (0.03 if protocol == "strict" else 0.0) if voxel_size is None else voxel_size
         self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """And the filter."""
+        return super().scoring_settings() | {"voxel_size": self.voxel_size}
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:
         """The points."""
@@ -62,10 +75,11 @@ class TemplateDistance(RegisteredBankDetector):
         """Distances in the unit of the file."""
         placing = self.placing()
         category, registration, logits = placing.place(cloud)
-        placed = registration.apply(cloud)
-        with stage("nearest neighbours"):
-            distance, _ = placing.templates[category].tree.query(placed.cpu().numpy(), workers=-1)
+        template = placing.templates[category]
         # Smoothed where the tree is: brute force over millions of points is slower, on any GPU.
-        here = placed.cpu()
-        points = self.scoring.points(torch.from_numpy(distance).to(here), here, here).to(cloud)
+        placed = registration.apply(cloud).cpu()
+        at = key_points(placed, self.voxel_size * template.radius, in_radii=True) if self.voxel_size else placed
+        with stage("nearest neighbours"):
+            distance, _ = template.tree.query(at.numpy(), workers=-1)
+        points = self.scoring.points(torch.from_numpy(distance).to(at), at, placed).to(cloud)
         return Scored(points, self.scoring.object(points), logits)
