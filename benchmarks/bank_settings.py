@@ -104,7 +104,7 @@ def bank_settings(
         methods: by name; default all.
         averages: points over which a score is averaged, itself included; default [1, 16, 64, 256].
         shares: of a cloud's points whose mean is its score, 0 for the largest; default [0, 0.001, 0.01, 0.05]. All
-            averages are scored with the default 0.01, all shares with the default average of 16.
+            averages are scored with the default share of 0.01, all shares with an average of 16.
         normal: normal clouds per category.
         defective: defective clouds per category.
         seed: of the validation clouds.

@@ -46,8 +46,9 @@ class BTF(BankDetector):
             under `strict`. A cloud of few points wants a smaller one.
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
-        smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
-            `paper`. Neither it nor `top_share` was chosen by a measurement.
+        smooth_neighbours: key points over which a score is averaged; None takes 64 under `strict` [ours], 1 under
+            `paper`. It and `voxel_size` were chosen on validation clouds (`benchmarks/results/classical.md`), where no
+            `top_share` was the best of all.
         top_share: share of the largest point scores whose mean is the object's under `strict`; None takes 0.01 [ours].
         protocol: `strict` does not depend on the order of the points, the unit of the file, or the signs of normals.
         memory_gb: most memory for the features of the training clouds.

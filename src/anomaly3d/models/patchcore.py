@@ -55,7 +55,7 @@ class PatchCore(RegisteredBankDetector):
             two banks under `paper` [code]. The function that no script calls has 11 copies of each coordinate, a
             factor of the root of 11 per unit of the file.
         hypotheses: triples of correspondences that RANSAC draws [code of Real3D-AD: 100,000].
-        smooth_neighbours: key points over which a score is averaged; None takes 16 under `strict` [ours], 1 under
+        smooth_neighbours: key points over which a score is averaged; None takes 64 under `strict` [ours], 1 under
             `paper`.
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` [ours]
             and the largest alone under `paper` [paper].

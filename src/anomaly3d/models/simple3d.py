@@ -57,7 +57,7 @@ class Simple3D(BankDetector):
             None takes all key points under `strict` [ours], 4096 under `paper` [code: all its commands; 2048 where they
             say nothing].
         group_size: points of a group, its centre included; all points of a cloud that has fewer [ours]. None takes 8
-            under `strict` [ours, not chosen by a measurement], 128 under `paper` [code].
+            under `strict` [ours], 128 under `paper` [code].
         voxel_size: edge of a voxel filter. None takes 0.02 of the cloud's radius under `strict` [ours] and filters
             nothing under `paper` [code: on Anomaly-ShapeNet and MiniShift; on Real3D-AD 0.15], where it is in the unit
             of the file. Points of the file then have scores by those that the filter leaves [ours: public code has no
@@ -67,7 +67,7 @@ class Simple3D(BankDetector):
         coreset_share: share of a category's features that is kept; None takes 1 under `strict` [ours], 0.05 under
             `paper` [code]. There the first feature of the first cloud begins the coreset, and distances are of the
             features themselves [code: its random projection wants more columns than these have, and is left out].
-        smooth_neighbours: key points over which a score is averaged under `strict`, None takes 16 [ours]; points
+        smooth_neighbours: key points over which a score is averaged under `strict`, None takes 64 [ours]; points
             around a sample under `paper`, None takes 12 [code].
         smooth_samples: samples of the cloud at which scores are averaged under `paper` [code: 1024].
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` [ours]

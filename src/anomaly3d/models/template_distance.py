@@ -31,13 +31,13 @@ class TemplateDistance(RegisteredBankDetector):
 
     Args:
         hypotheses: triples of correspondences that RANSAC draws; fewer are faster, and miss the pose more often [ours].
-        voxel_size: edge of a voxel filter, at whose points distances are taken, of the template's radius; 0 takes them
-            at every point, as `paper` does. Without it an average over a number of points is one over less and less of
-            a surface, the denser a cloud is.
+        voxel_size: edge of a voxel filter, at whose points distances are taken, of the template's radius; None takes
+            0.03 under `strict` and 0, which is every point, under `paper` [ours]. Without it an average over a number
+            of points is one over less and less of a surface, the denser a cloud is.
         smooth_neighbours: of these points those over which a distance is averaged; None takes 16 under `strict`, 1
-            under `paper` [ours].
+            under `paper` [ours]. Chosen with the filter on validation clouds (`benchmarks/results/classical.md`).
         top_share: share of the largest point scores whose mean is the object's; None takes 0.01 under `strict` and the
-            largest alone under `paper` [ours, not chosen by a measurement].
+            largest alone under `paper` [ours].
         protocol: `strict` does not depend on the order of the points [ours]. `paper`, of none, is the plain distance
             and its maximum.
         memory_gb: most memory for the training clouds.
@@ -56,7 +56,8 @@ class TemplateDistance(RegisteredBankDetector):
         super().__init__(hypotheses, protocol, memory_gb)
         check_range(0, 1, voxel_size=voxel_size)
         self.voxel_size = (0.03 if protocol == "strict" else 0.0) if voxel_size is None else voxel_size
-        self.scoring = PointScoring.preset(protocol, smooth_neighbours, top_share)
+        neighbours = 16 if smooth_neighbours is None and protocol == "strict" else smooth_neighbours
+        self.scoring = PointScoring.preset(protocol, neighbours, top_share)
 
     def scoring_settings(self) -> dict[str, Any]:
         """And the filter."""
