@@ -102,7 +102,7 @@ def bank_settings(
     Args:
         data: folders by name, each in one of the two public layouts, with two training clouds of each category or more.
         methods: by name; default all.
-        averages: points over which a score is averaged, itself included; default [1, 16, 64, 256].
+        averages: key points over which a score is averaged, itself included; default [1, 16, 64, 256].
         shares: of a cloud's points whose mean is its score, 0 for the largest; default [0, 0.001, 0.01, 0.05]. All
             averages are scored with the default share of 0.01, all shares with an average of 16.
         normal: normal clouds per category.
@@ -157,7 +157,7 @@ def evaluate(detector: BankDetector, view: PointCloudBatch, evaluators: dict[tup
 def held_out(root: Path, categories: list[str] | None) -> Iterator[tuple[PointCloudDataModule, PointCloudDataModule]]:
     """Data modules of a folder: one trains on all training clouds of a category but the last, the other on the last."""
     kind = data_kind(root)
-    every = kind(root, categories=categories or "all")
+    every = kind(root, categories=categories or "all", val_fraction=0)
     every.setup("fit")
     parts: tuple[list[str], list[str]] = ([], [])
     for category in every.category_names:
@@ -165,13 +165,15 @@ def held_out(root: Path, categories: list[str] | None) -> Iterator[tuple[PointCl
             (record for record in every.records("train") if record.category == category), key=lambda r: r.sample_id
         )
         for number, record in enumerate(clouds):
-            entry = {"filename": record.path.relative_to(root).as_posix(), "label": 0, "clsname": category}
+            entry = {"filename": str(record.path.resolve()), "label": 0, "clsname": category}
             parts[number == len(clouds) - 1].append(json.dumps(entry))
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("others.jsonl", "last.jsonl")]
         for file, lines in zip(files, parts, strict=True):
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        others, last = (kind(root, categories=categories or "all", train_manifest=file) for file in files)
+        others, last = (
+            kind(root, categories=categories or "all", train_manifest=file, val_fraction=0) for file in files
+        )
         yield others, last
 
 

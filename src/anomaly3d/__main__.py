@@ -36,7 +36,7 @@ Every verb has --help. Recipes lie in configs/experiment/, e.g.
 """
 
 
-_OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC)
+_OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC)
 """Errors of files that are no defect of ours: rights, a file in place of a folder, a full disk."""
 
 

@@ -15,11 +15,17 @@ class InputError(ValueError):
     """
 
 
+class NotReady(InputError):
+    """What is missing is no cloud's fault: a package, or a training."""
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """An InputError from inside says that it is about `name`, a sample id or a file, unless it does already."""
     try:
         yield
+    except NotReady:
+        raise
     except InputError as error:
         if str(error).startswith(f"{name}: "):
             raise

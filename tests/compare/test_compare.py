@@ -45,6 +45,16 @@ def test_a_grid_has_one_unified_run_and_one_per_category(tmp_path: Path) -> None
     assert len({run.fingerprint for run in runs}) == len(runs)
 
 
+def test_the_categories_of_a_run_stand_behind_files_that_would_set_them_again(tmp_path: Path) -> None:
+    overrides = {"data.categories": "[x, y]", "data": "configs/data/real3d_ad.yaml", "data.root": "r"}
+    methods = {"A": Method(CONF / "sedir.yaml", {"model.lr": 0.5})}
+    runs = list(expand(methods, ["unified", "per-category"], [0], {"x": "1", "y": "2"}, overrides, tmp_path))
+    last = [run.arguments[-1] for run in runs]
+    assert last == ['--data.categories=["x", "y"]', '--data.categories=["x"]', '--data.categories=["y"]']
+    probe = Run("A", "unified", 0, (), CONF / "sedir.yaml", overrides, tmp_path)
+    assert probe.arguments[-1] == "--data.categories=[x, y]"
+
+
 def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
     methods = {"A": Method(CONF / "sedir.yaml"), "B": Method(CONF / "sedir.yaml", seeds=[7])}
     runs = expand(methods, ["unified"], [0, 1], {"x": ""}, {}, tmp_path)
@@ -91,17 +101,32 @@ def test_files_that_a_recipe_names_belong_to_the_run_however_deep(tmp_path: Path
     assert [a == b for a, b in zip(changed, (run.fingerprint for run in runs), strict=True)] == [False, True]
 
 
-def test_the_code_of_a_class_of_ones_own_belongs_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "content", "overrides"),
+    [
+        (0, "model: {{detector: {{class_path: {}.Mine}}}}\n", {}),
+        (1, "model: {{detector: {}.Mine}}\n", {}),
+        (2, "", {"model.detector.class_path": "{}.Mine"}),
+        (3, "", {"trainer.callbacks": '[{{"class_path": "{}.Mine"}}]'}),
+    ],
+)
+def test_the_code_of_a_class_of_ones_own_belongs_to_the_run(
+    number: int, content: str, overrides: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    source, recipe = tmp_path / "my_own_detector.py", tmp_path / "recipe.yaml"
-    source.write_text("one = 1\n")
-    recipe.write_text("model: {detector: {class_path: my_own_detector.Mine}}\n")
-    (run,) = expand({"A": Method(recipe)}, ["unified"], [0], {"x": ""}, {}, tmp_path)
+    module = f"my_own_detector_{number}"
+    source, recipe = tmp_path / f"{module}.py", tmp_path / "recipe.yaml"
+    written = "class Mine: ...\n"
+    source.write_text(written)
+    (tmp_path / "failing_module.py").write_text("raise RuntimeError\n")
+    recipe.write_text("trainer: {max_epochs: 1}\n" + content.format(module))
+    changed = {key: value.format(module) for key, value in overrides.items()}
+    (run,) = expand({"A": Method(recipe, changed)}, ["unified"], [0], {"x": ""}, {}, tmp_path)
     before = run.fingerprint
     assert run.fingerprint == before
-    source.write_text("one = 2\n")
+    source.write_text(f"{written}two = 2\n")
     assert run.fingerprint != before
-    for missing in ("no_such_module.Mine", "Mine", ".", "a..b", 3):
+    for missing in ("no_such_module.Mine", "Mine", ".", "a..b", 3, "failing_module.Mine"):
         recipe.write_text(f"model: {{detector: {{class_path: {missing}}}}}\n")
         assert run.fingerprint != before
 
@@ -115,7 +140,7 @@ def test_a_large_file_is_read_once_as_long_as_it_stays(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "read_bytes", lambda path: [reads.append(path), read(path)][1])
     assert run.fingerprint == before
     assert not reads
-    weights.write_bytes(b"two")
+    weights.write_bytes(b"two and more")  # file systems' clocks tick slowly
     assert run.fingerprint != before
     assert reads == [weights]
 

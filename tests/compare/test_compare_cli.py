@@ -37,7 +37,7 @@ def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monk
     grid_file = tmp_path / "grid.yaml"
     grid_file.write_text(
         "output: out\nmethods:\n"
-        "  A: {config: recipe.yaml, overrides: {model: part.yaml, model.x: 1, trainer.max_epochs: 200}}\n"
+        "  A: {config: recipe.yaml, overrides: {data: d.yaml, model: part.yaml, model.x: 1, trainer.max_epochs: 200}}\n"
         "  B: {config: recipe.yaml, overrides: {model.x: 2}}\n"
         "overrides: {trainer.max_epochs: 50, model.lr: 3}\n"
     )
@@ -47,21 +47,34 @@ def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monk
         seen.update(methods=methods, overrides=overrides)
 
     monkeypatch.setattr(cli, "compare", compare)
-    given = {"trainer.max_epochs": "7", "model.lr": "0.1", "model": "whole.yaml", "modelled": "y"}
+    given = {
+        "data.categories": "[gear]",
+        "trainer.max_epochs": "7",
+        "model.lr": "0.1",
+        "model": "whole.yaml",
+        "modelled": "y",
+    }
     cli.run(["--config", str(grid_file), *(f"--overrides.{key}={value}" for key, value in given.items())])
 
     def values(name: str) -> list[tuple[str, Any]]:
         return list(merged(seen["overrides"], seen["methods"][name]).items())
 
     # In the order in which they apply. The row's file goes before a value in it; the row's x is what makes it a row.
-    everyone = [("modelled", "y")]
+    everyone = [("data.categories", "[gear]"), ("modelled", "y")]
     assert values("A") == [
         *everyone,
-        *(("model", "whole.yaml"), ("model.x", 1), ("trainer.max_epochs", "7"), ("model.lr", "0.1")),
+        *(
+            ("data", "d.yaml"),
+            ("model", "whole.yaml"),
+            ("model.x", 1),
+            ("trainer.max_epochs", "7"),
+            ("model.lr", "0.1"),
+        ),
     ]
     assert values("B") == [
+        everyone[0],
         *(("trainer.max_epochs", "7"), ("model.lr", "0.1"), ("model", "whole.yaml")),
-        *everyone,
+        everyone[1],
         ("model.x", 2),
     ]
 

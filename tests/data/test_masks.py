@@ -97,6 +97,10 @@ def test_rows_in_order_may_be_rounded_and_others_are_told(tmp_path: Path, rng: n
     write_truth(path, np.round(xyz), mask, ",")  # beyond recognition
     with pytest.raises(TruthMismatch):
         match(path, xyz)
+    whole = np.round(100 * xyz)  # no rounding is to blame
+    write_truth(path, whole + 1000, mask, ",")
+    with pytest.raises(TruthMismatch, match="belongs to another cloud"):
+        match(path, whole)
 
 
 def test_one_label_per_row(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -104,6 +104,34 @@ def test_thresholds_belong_to_how_a_memory_is_read(
     assert {name for name in first if first[name] != second[name]} == names
 
 
+def test_memories_of_paper_from_before_it_was_public_codes_are_refused(tmp_path: Path) -> None:
+    detector = BTF(feature="raw", protocol="paper")
+    detector.configure(["thing"])
+    detector.observe(PointCloudBatch.pack([torch.randn(200, 3)], ["cloud"], [0]))
+    detector.finish_pass()
+    checkpoint = checkpoint_of(detector, tmp_path / "last.ckpt")
+    module(BTF(feature="raw", protocol="paper")).on_load_checkpoint(checkpoint)
+    del checkpoint["anomaly3d"]["settings"]["paper_version"]
+    with pytest.raises(InputError, match=r"before its protocol paper was that of public code; train again"):
+        module(BTF(feature="raw", protocol="paper")).on_load_checkpoint(checkpoint)
+
+
+def test_thresholds_from_before_a_setting_of_scoring_are_not_used(tmp_path: Path) -> None:
+    detector = BTF(feature="raw")
+    detector.configure(["thing"])
+    detector.observe(PointCloudBatch.pack([torch.randn(200, 3)], ["cloud"], [0]))
+    detector.finish_pass()
+    checkpoint = checkpoint_of(detector, tmp_path / "last.ckpt")
+    checkpoint["anomaly3d"]["thresholds"] = {"object": 1.0, "point": 2.0}
+    other = module(BTF(feature="raw"))
+    other.on_load_checkpoint(checkpoint)
+    assert other.thresholds is not None
+    del checkpoint["anomaly3d"]["scoring"]["reweighting"]
+    with pytest.warns(UserWarning, match="chosen with another reweighting and are not used"):
+        other.on_load_checkpoint(checkpoint)
+    assert other.thresholds is None
+
+
 def test_how_a_memory_is_scored_may_change(tmp_path: Path) -> None:
     detector = BTF(feature="raw")
     detector.configure(["thing"])

@@ -176,6 +176,8 @@ def test_a_published_mean_is_over_the_categories_that_were_run():
     assert mean({("sedir", "", "o_auroc", MEAN): 0.61}, {"bed", "gear"}) == 0.61  # its categories are not known
     assert mean({**whole, ("sedir", "", "o_auroc", STATED): 0.5}, {"bed", "gear"}) == 0.5
     assert mean({}, {"bed"}) is None
+    assert mean(cells, {"bed", "cup", "vase"}) == pytest.approx(0.6)  # no mean is printed
+    assert mean(whole, set()) is None  # undefined in every category
 
     runs = make_runs(datasets=("A-set",))
     some = runs.query("category in ['bed', 'cup']")

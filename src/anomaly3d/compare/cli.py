@@ -50,6 +50,7 @@ def _above(row: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     a row.
     """
     hidden = {k: v for k, v in given.items() if any(k == own or k.startswith(f"{own}.") for own in row)}
+    hidden.pop("data.categories", None)  # of all rows, and above them in any case
     return {**row, **hidden}
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import import_module
+from inspect import getsourcefile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +67,11 @@ class Run:
     def arguments(self) -> list[str]:
         """Command-line arguments of the run, in the form of `anomaly3d fit`."""
         values = {**self.overrides, "seed_everything": self.seed}
+        chosen = values.pop("data.categories", None)
         if self.categories:  # none yet where the categories are asked for
-            values["data.categories"] = list(self.categories)
+            chosen = list(self.categories)
+        if chosen is not None:
+            values["data.categories"] = chosen  # last: a file of data settings would set them again
         return [f"--config={self.config}", *(f"--{key}={_text(value)}" for key, value in values.items())]
 
     @property
@@ -129,14 +133,18 @@ def _digest_of(path: Path, size: int, changed_ns: int) -> str:
 def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, str]) -> None:
     """Digest of every file that a value names, and that a recipe among them names: its parts, weights, own classes."""
     if isinstance(value, Mapping):
-        if (source := _source(value.get("class_path"))) is not None:
-            found[source] = _digest(source)
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
             _read_named(part, folders, found)
     if not isinstance(value, str):
         return
+    if value.startswith(("{", "[")):
+        with suppress(yaml.YAMLError):
+            if not isinstance(inner := yaml.safe_load(value), str):
+                _read_named(inner, folders, found)
+    if (source := _source(value)) is not None:
+        found[source] = _digest(source)
     for folder in folders:
         path = folder / os.path.expanduser(value)
         if os.path.isfile(path) and path not in found:  # false for any text, where Path.is_file may raise
@@ -147,17 +155,20 @@ def _read_named(value: Any, folders: Sequence[Path], found: dict[Path, str]) -> 
                     _read_named(yaml.safe_load(path.read_text("utf-8")), [Path(), path.parent], found)
 
 
-def _source(class_path: Any) -> Path | None:
+@lru_cache(maxsize=1024)
+def _source(class_path: str) -> Path | None:
     """The file of a class that is not the package's own, whose code a commit would not show; None where there is none.
 
     Modules that it imports are not looked at.
     """
-    module, dot, _ = class_path.rpartition(".") if isinstance(class_path, str) else ("", "", "")
-    if not dot or module.partition(".")[0] in ("anomaly3d", "lightning", "torch"):
+    module, dot, name = class_path.rpartition(".")
+    if not dot or not all(part.isidentifier() for part in class_path.split(".")):
         return None
-    with suppress(ImportError, ValueError):
-        if (spec := find_spec(module)) and spec.origin and Path(spec.origin).is_file():
-            return Path(spec.origin)
+    if module.partition(".")[0] in ("anomaly3d", "lightning", "torch"):
+        return None
+    with suppress(Exception):  # no such class, or one whose module fails; the run will say so
+        if (file := getsourcefile(getattr(import_module(module), name))) is not None:
+            return Path(file)
     return None
 
 

@@ -101,7 +101,7 @@ def match_truth(
     to_anomalous = _nearest(truth.xyz[truth.labels], points, tolerance)
     to_normal = _nearest(truth.xyz[~truth.labels], points, tolerance)
     missing = int(np.isinf(np.minimum(to_anomalous, to_normal)).sum())
-    if missing and rounding > tolerance:
+    if missing and rounding > max(tolerance, _rounding(points)):
         raise TruthMismatch(
             f"{path}: its coordinates are rounded by up to {rounding:.2g}, too coarsely to find rows by their place "
             f"(within {tolerance:.2g}, {TOLERANCE:g} of the cloud's diagonal). Write more decimals, or one label per "
@@ -118,7 +118,7 @@ def match_truth(
 
 def _rounding(rows: Float[np.ndarray, "R 3"]) -> float:
     """By how much coordinates of a file may be rounded: half a unit of the last decimal that any of them has."""
-    for decimals in range(7):
+    for decimals in range(7 if len(rows) else 0):
         scaled = rows * 10**decimals
         if np.abs(scaled - np.round(scaled)).max(initial=0) < 1e-6:
             return 0.5 * 10**-decimals * (1 + 1e-6)

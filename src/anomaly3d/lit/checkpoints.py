@@ -38,10 +38,12 @@ def write_whole_checkpoints(trainer: Trainer) -> None:
 def check_checkpoint(path: Path) -> None:
     """Raise InputError unless `path` is a checkpoint of a training that loads with weights only."""
     if path.is_dir():
-        inside = next(iter(sorted(path.rglob("last.ckpt"))), None)
+        inside = max(path.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
         raise InputError(f"{path}: a folder; give the checkpoint in it" + (f", {inside}" if inside else ""))
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
+    with path.open("rb"):  # what the system refuses is not to be taken for a damaged file
+        pass
     if not is_zipfile(path):
         raise InputError(f"{path}: not a readable checkpoint (no file that torch has saved, or cut off)")
     try:

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -113,9 +114,8 @@ class AnomalyCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
-            raise InputError(
-                f"trainer: {reason(error)} Without a GPU take --trainer configs/trainer/cpu.yaml"
-            ) from error
+            advice = "" if torch.cuda.is_available() else " (without a GPU take --trainer configs/trainer/cpu.yaml)"
+            raise InputError(f"trainer: {reason(error)}{advice if 'gpu' in str(error).lower() else ''}") from error
         trainer.loggers = with_folder(trainer.loggers)
         write_whole_checkpoints(trainer)
         return trainer

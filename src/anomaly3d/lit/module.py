@@ -181,6 +181,7 @@ class AnomalyModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """A fresh evaluator."""
+        self._first_tested = self.multiply_adds = None
         self._start_evaluation(exact=self.exact_metrics)
 
     def validation_step(self, batch: PointCloudBatch, batch_idx: int) -> AnomalyPrediction:
@@ -318,6 +319,8 @@ class AnomalyModule(L.LightningModule):
                     )
         trained_with = made_by.get("settings", {})
         for name, value in self.detector.fixed_settings().items():
+            if name == "paper_version" and name not in trained_with and trained_with.get("protocol") == "paper":
+                raise InputError(f"{path}: of {ours} before its protocol paper was that of public code; train again")
             if name in trained_with and trained_with[name] != value:
                 raise InputError(
                     f"{path}: this {ours} was trained with {name}={trained_with[name]}, but the configuration says "
@@ -326,7 +329,8 @@ class AnomalyModule(L.LightningModule):
                 )
         self.detector.configure(made_by["categories"])
         chosen, chosen_with = made_by.get("thresholds"), made_by.get("scoring", {})
-        changed = [k for k, v in self.detector.scoring_settings().items() if k in chosen_with and chosen_with[k] != v]
+        scoring = self.detector.scoring_settings() if chosen_with else {}
+        changed = [name for name, value in scoring.items() if name not in chosen_with or chosen_with[name] != value]
         if chosen and changed:
             warnings.warn(
                 f"{path}: its thresholds were chosen with another {', '.join(changed)} and are not used; a training "

@@ -92,7 +92,7 @@ def peak_mib() -> dict[str, int | None]:
     cuda = torch.cuda.is_initialized()
     return {
         "peak_memory_mib": round(peak_memory() / 2**20),
-        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) or None if cuda else None,
     }
 
 

@@ -126,8 +126,11 @@ class BankDetector(Detector):
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What decides the content of the memory; a subclass adds its own."""
-        return {"protocol": self.protocol}
+        """What decides the content of the memory; a subclass adds its own.
+
+        The second `paper_version` is that of public code: its features are of other points, or in another unit.
+        """
+        return {"protocol": self.protocol} | ({"paper_version": 2} if self.protocol == "paper" else {})
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Buffers of the size that they have in `state`."""

@@ -100,7 +100,7 @@ class PatchCore(RegisteredBankDetector):
 
     def fixed_settings(self) -> dict[str, Any]:
         """The features and the coreset."""
-        ours = {"feature": self.feature, "coreset_size": self.coreset_size}
+        ours = {"feature": self.feature, "coreset_size": self.coreset_size, "two_banks": self.two_banks}
         return super().fixed_settings() | self.features.settings() | ours
 
     def describe(self, cloud: Float[Tensor, "N 3"], name: str) -> Float[Tensor, "N 3"]:

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.point_features import key_points
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.ops.stages import stage
+from anomaly3d.ops.voxel import voxel_filter
+
+_FEW = 50  # key points; fewer tell nothing of a surface
 
 
 class TemplateDistance(RegisteredBankDetector):
@@ -79,7 +81,10 @@ class TemplateDistance(RegisteredBankDetector):
         template = placing.templates[category]
         # Smoothed where the tree is: brute force over millions of points is slower, on any GPU.
         placed = registration.apply(cloud).cpu()
-        at = key_points(placed, self.voxel_size * template.radius, in_radii=True) if self.voxel_size else placed
+        with stage("voxel filter"):
+            at = voxel_filter(placed, self.voxel_size * template.radius) if self.voxel_size else placed
+        if len(at) < _FEW:  # a crumb beside its template
+            at = placed
         with stage("nearest neighbours"):
             distance, _ = template.tree.query(at.numpy(), workers=-1)
         points = self.scoring.points(torch.from_numpy(distance).to(at), at, placed).to(cloud)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, NotReady
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ def require_package(name: str, setting: str) -> ModuleType:
     """The optional package, or an `InputError` that names the setting which asked for it and the remedy."""
     command = f"Run: {INSTALL.get(name, f'pip install {name}')}"
     if not _installed(name):
-        raise InputError(f"{setting} needs {name}, which is not installed. {command}")
+        raise NotReady(f"{setting} needs {name}, which is not installed. {command}")
     found = _try_import(name)
     if isinstance(found, Exception):
         remedy = REPAIR.get(name, command)
-        raise InputError(f"{setting} needs {name}, which is installed but does not import ({found}). {remedy}")
+        raise NotReady(f"{setting} needs {name}, which is installed but does not import ({found}). {remedy}")
     return found
 
 

@@ -33,10 +33,7 @@ def voxel_filter(xyz: Float[Tensor, "N 3"], size: float) -> Float[Tensor, "V 3"]
     xyz = as_coordinates(xyz)
     span = (xyz.amax(0).double() - xyz.amin(0).double()).max().item() / size
     if span >= 1 << _BITS:
-        raise InputError(
-            f"voxel size {size:g} is too small: the cloud spans {span:.3g} voxels, at most {1 << _BITS}; is it in "
-            "another unit? Give a larger --model.detector.init_args.voxel_size, which is in the unit of the file"
-        )
+        raise InputError(f"voxel size {size:g} is too small: the cloud spans {span:.3g} voxels, at most {1 << _BITS}")
     if xyz.device.type == "cpu":
         return torch.from_numpy(_filter_sorted(xyz.numpy(), size))
     return _filter_torch(xyz, size)

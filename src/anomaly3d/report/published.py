@@ -68,12 +68,12 @@ def published_mean(
     """
     if (stated := published_of(published, method, setting, metric, STATED)) is not None:
         return stated
-    for given in (str(setting), ""):
+    for given in (str(setting), "") if categories else ():
         cells = {key[3] for key in published if key[:3] == (method, given, metric)} - {MEAN, STATED}
-        if not cells or cells == set(categories):
-            if (mean := published.get((str(method), given, metric, MEAN))) is not None:
-                return mean
-        elif cells >= set(categories):
+        mean = published.get((str(method), given, metric, MEAN))
+        if mean is not None and (not cells or cells == set(categories)):
+            return mean
+        if cells >= set(categories):
             return fmean(published[str(method), given, metric, name] for name in categories)
     return None
 

@@ -237,6 +237,32 @@ def test_too_large_a_memory_is_one_line():
         detector.observe(training().without_truth())
 
 
+def test_template_distance_does_not_depend_on_a_clouds_density(open3d):
+    detector = fit(METHODS["template"]())
+    assert (detector.voxel_size, detector.scoring.neighbours) == (0.03, 16)
+    assert detector.scoring_settings()["voxel_size"] == 0.03
+    dense, mask = bumped(bracket(40_000, 24), (3.5, 1.0, 1.0))
+    some = torch.randperm(len(dense), generator=torch.Generator().manual_seed(0))[:6000]
+    one, other = (detector.score(batch([cloud])) for cloud in (dense, dense[some]))
+    assert other.object_scores.item() == pytest.approx(one.object_scores.item(), rel=0.1)
+    plain = fit(METHODS["template"](voxel_size=0))
+    thin, full = (plain.score(batch([cloud])).object_scores.item() for cloud in (dense[some], dense))
+    assert abs(thin - full) > abs(other.object_scores.item() - one.object_scores.item())
+    assert roc_auc_score(mask, one.point_scores) > 0.9
+    crumb = dense[(dense - dense[0]).norm(dim=1) < 0.2]  # fewer voxels than tell of a surface
+    assert detector.score(batch([crumb])).point_scores.isfinite().all()
+
+
+def test_features_are_averaged_over_64_key_points_under_strict():
+    for name in ("btf-raw", "btf-fpfh", "patchcore-fpfh", "simple3d"):
+        assert METHODS[name]().scoring.neighbours == 64
+
+
+def test_what_is_no_clouds_fault_names_no_cloud():
+    with pytest.raises(InputError, match=r"^The detector has seen no training clouds"):
+        TemplateDistance().score(batch([bracket(500, 1)]))
+
+
 def test_lengths_in_another_unit_than_the_papers_are_told():
     cloud = bracket(900, 31) / 1000
     for detector in (BTF(protocol="paper", feature="fpfh"), Simple3D(protocol="paper", voxel_size=0.5)):

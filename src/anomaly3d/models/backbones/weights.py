@@ -6,13 +6,14 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, reason
 from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size
 from anomaly3d.report.files import replacing
 
@@ -159,9 +160,9 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way that unpickling can
-        raise InputError(
-            f"{path}: not a checkpoint that loads with weights only (its content is no plain tensors)"
-        ) from error
+        # torch's own text advises to load whatever the file has in it
+        why = "damaged, or more than tensors" if isinstance(error, UnpicklingError) else reason(error)
+        raise InputError(f"{path}: no checkpoint that loads with weights only ({why})") from error
     outer = next((k for k in _STATE_KEYS if isinstance(content, dict) and k in content), None)
     if outer is None:
         raise InputError(f"{path}: no published Point-MAE format; expected one of the keys {', '.join(_STATE_KEYS)}")

@@ -81,7 +81,7 @@ class PatchSampler(nn.Module):
                 cloud = cloud[self.order(cloud)]
             if self.voxel_size is not None:
                 with stage("voxel filter"), about(name):
-                    cloud = voxel_filter(cloud, self.voxel_size)
+                    cloud = self._filtered(cloud, self.voxel_size)
             self._check_size(len(cloud), name)
             check_extent(cloud, name)
             centroid, radius = own_frame(cloud) if frames is None else frames[b]
@@ -117,6 +117,15 @@ class PatchSampler(nn.Module):
             centroid=framed.centroid,
             radius=framed.radius,
         )
+
+    def _filtered(self, cloud: Float[Tensor, "N 3"], voxel_size: float) -> Float[Tensor, "V 3"]:
+        try:
+            return voxel_filter(cloud, voxel_size)
+        except InputError as error:
+            raise InputError(
+                f"{error}; is it in another unit? Give a larger --model.detector.init_args.voxel_size, which is in the "
+                "unit of the file"
+            ) from error
 
     def _neighbours(self, centre: Float[Tensor, "1 G 3"], cloud: Float[Tensor, "1 N 3"]) -> Int[Tensor, "1 G K"]:
         _, neighbours = knn(centre, cloud, min(self.group_size, cloud.shape[1]))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import NotReady
 from anomaly3d.models.components.memory import pack, unpack
 from anomaly3d.models.components.registration import RegistrationSettings, Template
 from anomaly3d.models.components.sized_buffers import make_room_first, resize_buffers
@@ -57,7 +57,7 @@ class TemplateMemory(nn.Module):
             InputError: there are none.
         """
         if self.points is None or self.offsets is None:
-            raise InputError(
+            raise NotReady(
                 "The detector has seen no training clouds; run `anomaly3d fit`, and give its checkpoint: it registers "
                 "to templates that come with it"
             )
