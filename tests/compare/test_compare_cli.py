@@ -47,35 +47,22 @@ def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monk
         seen.update(methods=methods, overrides=overrides)
 
     monkeypatch.setattr(cli, "compare", compare)
-    given = {
-        "data.categories": "[gear]",
-        "trainer.max_epochs": "7",
-        "model.lr": "0.1",
-        "model": "whole.yaml",
-        "modelled": "y",
-    }
+    given = {"data.categories": "[gear]", "trainer.max_epochs": "7", "model.lr": "0.1"}
+    given |= {"model": "whole.yaml", "modelled": "y"}
     cli.run(["--config", str(grid_file), *(f"--overrides.{key}={value}" for key, value in given.items())])
 
     def values(name: str) -> list[tuple[str, Any]]:
         return list(merged(seen["overrides"], seen["methods"][name]).items())
 
     # In the order in which they apply. The row's file goes before a value in it; the row's x is what makes it a row.
-    everyone = [("data.categories", "[gear]"), ("modelled", "y")]
     assert values("A") == [
-        *everyone,
-        *(
-            ("data", "d.yaml"),
-            ("model", "whole.yaml"),
-            ("model.x", 1),
-            ("trainer.max_epochs", "7"),
-            ("model.lr", "0.1"),
-        ),
+        *(("data.categories", "[gear]"), ("modelled", "y")),  # `Run.arguments` puts the categories last
+        *(("data", "d.yaml"), ("model", "whole.yaml"), ("model.x", 1)),
+        *(("trainer.max_epochs", "7"), ("model.lr", "0.1")),
     ]
     assert values("B") == [
-        everyone[0],
-        *(("trainer.max_epochs", "7"), ("model.lr", "0.1"), ("model", "whole.yaml")),
-        everyone[1],
-        ("model.x", 2),
+        *(("trainer.max_epochs", "7"), ("model.lr", "0.1"), ("data.categories", "[gear]")),
+        *(("model", "whole.yaml"), ("modelled", "y"), ("model.x", 2)),
     ]
 
 

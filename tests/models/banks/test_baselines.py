@@ -239,8 +239,12 @@ def test_too_large_a_memory_is_one_line():
 
 def test_template_distance_does_not_depend_on_a_clouds_density(open3d):
     detector = fit(METHODS["template"]())
-    assert (detector.voxel_size, detector.scoring.neighbours) == (0.03, 16)
-    assert detector.scoring_settings()["voxel_size"] == 0.03
+    assert detector.scoring_settings() == {
+        "neighbours": 16,
+        "top_share": 0.01,
+        "hypotheses": 20_000,
+        "voxel_size": 0.03,
+    }
     dense, mask = bumped(bracket(40_000, 24), (3.5, 1.0, 1.0))
     some = torch.randperm(len(dense), generator=torch.Generator().manual_seed(0))[:6000]
     one, other = (detector.score(batch([cloud])) for cloud in (dense, dense[some]))
@@ -255,7 +259,7 @@ def test_template_distance_does_not_depend_on_a_clouds_density(open3d):
 
 def test_features_are_averaged_over_64_key_points_under_strict():
     for name in ("btf-raw", "btf-fpfh", "patchcore-fpfh", "simple3d"):
-        assert METHODS[name]().scoring.neighbours == 64
+        assert METHODS[name]().scoring_settings()["neighbours"] == 64
 
 
 def test_what_is_no_clouds_fault_names_no_cloud():
