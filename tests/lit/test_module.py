@@ -258,7 +258,7 @@ def test_thresholds_come_from_validation_and_training_is_timed() -> None:
     assert other.train_seconds == module.train_seconds
     checkpoint["anomaly3d"]["scoring"] = {"smooth": "spatial", "gone": 1}
     with mock.patch.object(Distance, "scoring_settings", return_value={"smooth": "none", "new": 2}):
-        with pytest.warns(UserWarning, match="chosen with another smooth and are not used"):
+        with pytest.warns(UserWarning, match="chosen with another smooth, new and are not used"):
             other.on_load_checkpoint(checkpoint)
         assert other.thresholds is None  # other scores: theirs would be others
     other.on_load_checkpoint(checkpoint)

@@ -119,7 +119,8 @@ class AnomalyModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Try the validation; start the clock, and note what trains: where a training goes on, its last part."""
-        if self.trainer.limit_val_batches and self._data.val_defective:
+        makes_views = type(self._data).val_dataloader is PointCloudDataModule.val_dataloader  # and no clouds of its own
+        if makes_views and self.trainer.limit_val_batches and self._data.val_defective:
             self._data.check_validation()
         self._fit_started = _clock()
         log_dir = self.trainer.log_dir if self.trainer.loggers else None

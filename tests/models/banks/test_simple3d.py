@@ -149,7 +149,7 @@ def test_a_voxel_filter_under_paper_leaves_the_points_that_are_scored(open3d):
 def test_published_settings_of_paper():
     paper = Simple3D(protocol="paper")
     assert paper.fixed_settings() == {
-        **{"protocol": "paper", "neighbours": (40, 80, 80, 120), "normal_neighbours": 10},
+        **{"protocol": "paper", "paper_version": 2, "neighbours": (40, 80, 80, 120), "normal_neighbours": 10},
         **{"num_groups": 4096, "group_size": 128, "voxel_size": None},
         **{"coreset_size": 1_000_000, "coreset_share": 0.05},
     }
