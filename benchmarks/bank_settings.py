@@ -111,8 +111,8 @@ def bank_settings(
         categories: default all.
         neighbours: most points of the FPFH of BTF and PatchCore; default theirs.
     """
-    ways = {(k, 0.01): f"average {k}" for k in averages or [1, 16, 64, 256]}
-    ways |= {(16, share): f"share {share:g}" for share in shares or [0.0, 0.001, 0.01, 0.05]}
+    ways = [(k, 0.01) for k in averages or [1, 16, 64, 256]]
+    ways += [(16, share) for share in shares or [0.0, 0.001, 0.01, 0.05]]
     header("data", "method", "features", "average", "share", *SHOWN)
     for label, root in data.items():
         with held_out(root, categories) as (train, views), registered_once():

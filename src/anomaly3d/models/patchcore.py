@@ -20,9 +20,8 @@ from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
-from anomaly3d.models.components.two_maps import distance_range, in_range
+from anomaly3d.models.components.two_maps import distance_range, in_range, spread_points
 from anomaly3d.models.registered_bank import RegisteredBankDetector
-from anomaly3d.ops.fps import farthest_point_sampling
 
 
 class PatchCore(RegisteredBankDetector):
@@ -119,8 +118,7 @@ class PatchCore(RegisteredBankDetector):
             banks.append(features[kept])
             if self.two_banks:
                 xyz = joined(placed)
-                # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
-                at = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]
+                at = spread_points(xyz, self.coreset_size)
                 coordinates.append(xyz[at])
                 ranges.append(torch.stack([distance_range(xyz, at), distance_range(features, kept)]).square())
         self.bank, self.offsets = pack(banks)

@@ -14,9 +14,8 @@ from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.models.components.templates import aligned
-from anomaly3d.models.components.two_maps import distance_range, in_range
+from anomaly3d.models.components.two_maps import distance_range, in_range, spread_points
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
-from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.types import PointCloudBatch
 
 
@@ -67,8 +66,7 @@ class Reg3DAD(PatchCorePointMAE):
             placed = aligned(group, self.settings)
             xyz = joined(placed)
             every = self.collect(self.placed_tokens(placed, template))
-            # In three dimensions the greedy coreset is farthest-point sampling, which is twenty times as fast.
-            kept = farthest_point_sampling(xyz[None], min(self.coreset_size, len(xyz)))[0]
+            kept = spread_points(xyz, self.coreset_size)
             kept_tokens = self.coreset(every)
             ranges.append(self._measure(torch.stack([distance_range(xyz, kept), distance_range(every, kept_tokens)])))
             coordinates.append(xyz[kept])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.components.one_by_one import Scored
+from anomaly3d.models.components.point_features import FEW
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
@@ -18,8 +19,6 @@ from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
-
-_FEW = 50  # key points; fewer tell nothing of a surface
 
 
 class TemplateDistance(RegisteredBankDetector):
@@ -83,7 +82,7 @@ class TemplateDistance(RegisteredBankDetector):
         placed = registration.apply(cloud).cpu()
         with stage("voxel filter"):
             at = voxel_filter(placed, self.voxel_size * template.radius) if self.voxel_size else placed
-        if len(at) < _FEW:  # a crumb beside its template
+        if len(at) < FEW:  # a crumb beside its template
             at = placed
         with stage("nearest neighbours"):
             distance, _ = template.tree.query(at.numpy(), workers=-1)

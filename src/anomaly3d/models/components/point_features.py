@@ -22,7 +22,7 @@ Sampling = Literal["voxel", "file"]
 
 _OF_FPFH = ("normal_radius", "feature_radius", "feature_neighbours")
 _PUBLISHED_NEIGHBOURS = 100
-_FEW = 50  # key points; fewer tell nothing of a surface
+FEW = 50  # key points; fewer tell nothing of a surface
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def key_points(xyz: Float[Tensor, "N 3"], voxel: float, in_radii: bool) -> Float
             from all others makes the cloud's radius (`in_radii`) meaningless.
     """
     points = voxel_filter(xyz, voxel)
-    if len(points) < min(_FEW, len(xyz) / 10):
+    if len(points) < min(FEW, len(xyz) / 10):
         why = (
             "it is in units of the cloud's radius: does a point lie far from all others? Remove it"
             if in_radii
