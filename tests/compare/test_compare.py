@@ -476,6 +476,11 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(tmp_path: Path, parts: P
     with pytest.raises(InputError, match=r"SeDiR, unified, seed 0' failed(.|\n)*points"):
         compare(methods, tmp_path, settings=["unified"], overrides={"data.root": str(parts)})
     assert not (tmp_path / "comparison.csv").exists()
+    methods["BTF"] = Method(CONF / "btf.yaml")
+    with pytest.raises(InputError, match=r"1 run failed, the tables are of the other rows(.|\n)*SeDiR, unified"):
+        compare(methods, tmp_path, settings=["unified"], overrides={"data.root": str(parts)})
+    assert pd.read_csv(tmp_path / "comparison.csv")["method"].tolist() == ["BTF"]
+    assert "Not in the table, for runs of it failed: SeDiR, unified." in (tmp_path / "comparison.md").read_text()
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

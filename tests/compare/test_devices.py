@@ -63,7 +63,7 @@ def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         pid = 0
 
         def __init__(self, card: str, looks: int) -> None:
-            self.card, self.looks, self.returncode = card, looks, 0
+            self.card, self.looks, self.returncode = card, looks, int(looks == 2)
 
         def poll(self) -> int | None:
             self.looks -= 1
@@ -85,6 +85,8 @@ def test_runs_take_the_shares_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "start", start)
     monkeypatch.setattr(execute, "show_progress", lambda *_: None)
     monkeypatch.setattr(execute.time, "sleep", lambda _: None)
-    execute.execute_all([Run(looks) for looks in (5, 1, 1, 1, 3)], 2, -1, Path())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(execute, "failure", lambda run, code: f"{run}: {code}")
+    failed = execute.execute_all([Run(looks) for looks in (5, 2, 1, 1, 3)], 2, -1, Path())  # pyright: ignore[reportArgumentType]
+    assert failed == [(2, "2: 1")]  # the others went on
     assert seen == ["0", "1", "1", "1", "1"]
     assert not busy

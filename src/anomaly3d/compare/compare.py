@@ -42,7 +42,7 @@ def compare(
 
     Each run has a process and a folder of its own. Started again after a kill, finished runs are kept and a
     broken one goes on from its last epoch; on the CPU the tables are the same, byte for byte. A run whose recipe,
-    weights or data have changed since begins anew.
+    weights or data have changed since begins anew. Where a run fails the others go on; the tables then lack its row.
 
     Args:
         methods: rows of the table: name, recipe (`config`) and, where needed, `overrides` of it, `published` values and
@@ -65,8 +65,8 @@ def compare(
             datasets/demo}, scans: {data: configs/data/real3d_ad.yaml, data.root: DIR}}`; a table and a picture of each.
 
     Raises:
-        InputError: published values are given for several data sets, a recipe is missing, the data can't be read, or a
-            run failed (with its log's last lines).
+        InputError: published values are given for several data sets, a recipe is missing, or the data can't be read;
+            at the end, where runs failed (with the last lines of their logs).
     """
     _check(methods, overrides or {}, settings, seeds, jobs, rank, datasets or {})
     published = read_published(reported) if reported is not None else {}
@@ -91,8 +91,13 @@ def compare(
     with only_one(output) as lock:
         waiting = [run for run in runs if not finished(run)]
         console.print(f"{len(runs)} runs in {output}, {len(runs) - len(waiting)} of them finished before")
-        execute_all(waiting, jobs or max(1, len(gpus())), lock, output / "poses")
+        failed = execute_all(waiting, jobs or max(1, len(gpus())), lock, output / "poses")
+        lost = {_row(run) for run, _ in failed}
+        runs = [run for run in runs if _row(run) not in lost]
+        if not runs:
+            raise InputError(_failures(failed, "no row is whole"))
         rows, lines = collect(runs)
+        lines += [f"Not in the table, for runs of it failed: {', '.join(filter(None, row))}." for row in sorted(lost)]
         if rank is not None:
             rows = ranked(rows, rank)
         for table in comparison_tables(rows, lines, published):
@@ -106,6 +111,8 @@ def compare(
         for name, tables in (("costs", cost_tables(rows, measured)), ("decisions", decision_tables(rows, measured))):
             written.append(write_text(output / f"{name}.md", "\n".join(table.markdown() for table in tables)))
         console.print("written:", *(str(path) for path in written if path is not None), sep="\n  ")
+    if failed:
+        raise InputError(_failures(failed, "the tables are of the other rows"))
 
 
 def grid(
@@ -196,6 +203,16 @@ def _check(
             raise InputError(f"{name}: seed_everything is the grid's; give --seeds")
         if "data.categories" in values and name != "overrides":
             raise InputError(f"{name}: data.categories are the same for all rows; give --overrides.data.categories")
+
+
+def _row(run: Run) -> tuple[str, str, str]:
+    return run.dataset, run.method, run.setting
+
+
+def _failures(failed: list[tuple[Run, str]], rest: str) -> str:
+    texts = "\n".join(text for _, text in failed)
+    many = f"{len(failed)} runs" if len(failed) > 1 else "1 run"
+    return f"{many} failed, {rest}; started again, the same command does what is missing:\n{texts}"
 
 
 def finished(run: Run) -> bool:

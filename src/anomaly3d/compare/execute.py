@@ -14,15 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from anomaly3d.compare.devices import shares
 from anomaly3d.compare.grid import Run
-from anomaly3d.errors import InputError
 from anomaly3d.models.components.pose_store import POSES
 
 _STARTED = "--- started\n"
 """Stands in the log before each attempt."""
 
 
-def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> None:
-    """Run the waiting part of a grid, `jobs` at a time; the first failure ends it. `lock` and `poses`: see `start`."""
+def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> list[tuple[Run, str]]:
+    """Run the waiting part of a grid, `jobs` at a time. `lock` and `poses`: see `start`.
+
+    A run that fails is named at once, and the others go on; returns those that failed, each with what to say of it.
+    """
+    failed: list[tuple[Run, str]] = []
     waiting = list(runs)
     free = shares(jobs)
     running: list[tuple[Run, subprocess.Popen[bytes], dict[str, str], TaskID]] = []
@@ -47,10 +50,13 @@ def execute_all(runs: list[Run], jobs: int, lock: int, poses: Path) -> None:
                     progress.remove_task(bar)
                     progress.advance(overall)
                     if process.returncode != 0:
-                        raise InputError(failure(run, process.returncode))
+                        failed.append((run, failure(run, process.returncode)))
+                        first_line = failed[-1][1].partition("\n")[0]
+                        progress.console.print(first_line, markup=False, highlight=False, soft_wrap=True)
         finally:
             for _, process, _, _ in running:
                 os.killpg(process.pid, signal.SIGKILL)
+    return failed
 
 
 def start(run: Run, share: dict[str, str], lock: int, poses: Path) -> subprocess.Popen[bytes]:
