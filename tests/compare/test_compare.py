@@ -175,8 +175,9 @@ def test_a_killed_run_is_told_from_one_that_failed(tmp_path: Path) -> None:
         assert "of the first attempt" not in said
 
 
-def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path) -> None:
-    methods, chosen = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(parts), "data.categories": ["gear"]}
+@pytest.mark.parametrize("names", [["gear"], "gear"])
+def test_the_chosen_categories_are_those_of_the_grid(parts: Path, tmp_path: Path, names: str | list[str]) -> None:
+    methods, chosen = {"A": Method(CONF / "sedir.yaml")}, {"data.root": str(parts), "data.categories": names}
     runs = list(grid(methods, tmp_path, ["unified", "per-category"], [0], chosen, "test"))
     assert [run.categories for run in runs] == [("gear",), ("gear",)]
 

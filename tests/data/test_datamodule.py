@@ -148,8 +148,12 @@ def test_categories(tmp_path: Path) -> None:
     module.setup(None)
     assert module.category_names == ("cap0", "jar0")
     assert {batch.category.item() for batch in module.test_dataloader()} == {0, 1}
-    with pytest.raises(InputError, match=r"jar not in .*Known categories: cap0, cup1, jar0"):
-        AnomalyShapeNet(root, categories=["jar"]).setup("fit")
+    for unknown in (["jar"], "jar"):
+        with pytest.raises(InputError, match=r"categories: jar not in .*Known categories: cap0, cup1, jar0"):
+            AnomalyShapeNet(root, categories=unknown).setup("fit")
+    one = AnomalyShapeNet(root, categories="jar0")
+    one.setup(None)
+    assert one.category_names == ("jar0",)
 
 
 def test_shuffling_follows_the_seed(tmp_path: Path) -> None:

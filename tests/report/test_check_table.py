@@ -163,3 +163,14 @@ def test_a_folder_stands_for_its_tables(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["check-table", *arguments])
         assert f"{tmp_path}: {says}" in capsys.readouterr().err
+
+
+def test_means_alone_are_nothing_to_check(tmp_path, capsys):
+    means, cells = tmp_path / "comparison.csv", tmp_path / "comparison_by_category.csv"
+    means.write_text("dataset,method,o_auroc_mean\nmine,A,0.75\n")
+    cells.write_text("dataset,method,category,o_auroc_mean\nmine,A,x,0.52\nmine,A,y,0.93\n")
+    with pytest.raises(SystemExit):
+        main(["check-table", str(means)])
+    assert "comparison.csv: nothing to check, only means" in capsys.readouterr().err
+    main(["check-table", str(means), str(cells)])
+    assert "1 of 1 printed means are not the mean of their cells" in capsys.readouterr().out

@@ -39,7 +39,7 @@ class PointCloudDataModule(LightningDataModule):
 
     Args:
         root: folder of the data set.
-        categories: "all", or the names of those to use.
+        categories: "all", or the name or names of those to use.
         batch_size: clouds per training batch [paper: SeDiR 1; Mamba3dAD 2 per GPU].
         eval_batch_size: clouds per batch everywhere else.
         num_workers: processes that read clouds; 0 reads in the main one.
@@ -75,7 +75,7 @@ class PointCloudDataModule(LightningDataModule):
     def __init__(
         self,
         root: str | Path,
-        categories: Literal["all"] | list[str] = "all",
+        categories: str | list[str] = "all",
         batch_size: int = 1,
         eval_batch_size: int = 1,
         num_workers: int = 0,

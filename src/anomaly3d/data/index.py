@@ -13,7 +13,8 @@ from typing import Literal
 from anomaly3d.errors import InputError
 
 Split = Literal["train", "test"]
-Categories = Literal["all"] | list[str]
+Categories = str | list[str]
+"""`all`, the name of one, or several names."""
 UNKNOWN = -1
 """Label of a cloud whose truth nobody has told."""
 
@@ -128,12 +129,13 @@ def choose_categories(known: Collection[str], wanted: Categories, where: str | P
         return sorted(known)
     if not wanted:
         raise InputError("categories: an empty list. Name categories, or set it to `all`.")
-    unknown = sorted(set(wanted) - set(known))
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    unknown = sorted(names - set(known))
     if unknown:
         raise InputError(
             f"categories: {', '.join(unknown)} not in {where}. Known categories: {', '.join(sorted(known))}."
         )
-    return sorted(set(wanted))
+    return sorted(names)
 
 
 def find_mask(folder: Path | None, stem: str, suffixes: Sequence[str]) -> Path | None:

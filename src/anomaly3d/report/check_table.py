@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomaly3d.data.released_splits import released_counts
 from anomaly3d.errors import InputError
 from anomaly3d.report.files import write_text
 from anomaly3d.report.results_csv import read_results
@@ -42,11 +43,16 @@ def run(args: list[str]) -> None:
 def check_table(files: Sequence[Path], output: Path | None = None) -> None:
     """Check tables of results together; print what was found and write it to `output` (Markdown).
 
-    Raises InputError if a file is missing or isn't a table of results.
+    Raises InputError if a file is missing, isn't a table of results, or has nothing that a check could compare.
     """
     from anomaly3d.report.tables import table_console
 
     scores = read_results(files)
+    if not any(entry.cells or released_counts(entry.dataset) for entry in scores):
+        raise InputError(
+            f"{', '.join(map(str, files))}: nothing to check, only means; give the numbers by category, too "
+            "(`anomaly3d compare` writes them to comparison_by_category.csv)"
+        )
     tables = [means_table(scores), attainable_table(scores), precision_table(scores)]
     console = table_console()
     for table in tables:

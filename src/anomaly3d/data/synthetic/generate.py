@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -32,12 +32,12 @@ _LEAST_POINTS = 1000
 
 def generate(
     root: str | os.PathLike[str],
-    categories: Literal["all"] | list[str] = "all",
+    categories: str | list[str] = "all",
     seed: int = 0,
     templates: int = 4,
     normals: int = 10,
     defects_per_kind: int = 2,
-    kinds: Literal["all"] | list[Kind] = "all",
+    kinds: Literal["all"] | Kind | list[Kind] = "all",
     points: int | tuple[int, int] = (8_000, 16_000),
     view: View = "full",
     noise: float = 0.001,
@@ -105,7 +105,7 @@ def generate(
     return root
 
 
-def _choice(setting: str, wanted: Literal["all"] | list[Any], known: tuple[str, ...]) -> list[str]:
+def _choice(setting: str, wanted: str | Sequence[str], known: tuple[str, ...]) -> list[str]:
     if wanted == "all":
         return list(known)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
