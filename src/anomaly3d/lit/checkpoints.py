@@ -44,10 +44,11 @@ def check_checkpoint(path: Path) -> None:
         raise InputError(f"{path}: no such checkpoint; `anomaly3d fit` writes <log folder>/checkpoints/last.ckpt")
     with path.open("rb"):  # what the system refuses is not to be taken for a damaged file
         pass
-    if not is_zipfile(path) and path.suffix != ".safetensors":
+    saved_by_torch = is_zipfile(path)
+    if not saved_by_torch and path.suffix != ".safetensors":
         raise InputError(f"{path}: not a readable checkpoint (no file that torch has saved, or cut off)")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if saved_by_torch else {}
     except Exception as error:  # a damaged file fails in any way that unpickling can
         raise InputError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     if "state_dict" not in found:  # as a file of weights alone

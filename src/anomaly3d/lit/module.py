@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, check_range
 from anomaly3d.lit.accumulation import accumulation_weight
 from anomaly3d.lit.record import peak_mib, run_seed, training_facts
+from anomaly3d.lit.saved import Saved
 from anomaly3d.lit.schedule import with_schedule
 from anomaly3d.metrics.bootstrap import REPLICATES
 from anomaly3d.metrics.evaluator import EvaluationResult, Evaluator
@@ -119,8 +119,7 @@ class AnomalyModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Try the validation; start the clock, and note what trains: where a training goes on, its last part."""
-        makes_views = type(self._data).val_dataloader is PointCloudDataModule.val_dataloader  # and no clouds of its own
-        if makes_views and self.trainer.limit_val_batches and self._data.val_defective:
+        if self.trainer.limit_val_batches:
             self._data.check_validation()
         self._fit_started = _clock()
         log_dir = self.trainer.log_dir if self.trainer.loggers else None
@@ -288,72 +287,21 @@ class AnomalyModule(L.LightningModule):
         Raises:
             InputError: the checkpoint is of another detector, or of this one with other settings.
         """
-        ours = type(self.detector).__name__
-        path = self.trainer.ckpt_path
-        made_by = checkpoint.get("anomaly3d")
-        if made_by is None:
-            raise InputError(f"{path}: not written by anomaly3d; give a checkpoint of {ours} that `anomaly3d fit` made")
-        if made_by["detector"] != ours:
-            raise InputError(
-                f"{path}: holds a {made_by['detector']}, but the configuration builds a {ours}; "
-                "give the configuration it was trained with"
-            )
-        if self._fitting and made_by["categories"] != list(self._data.category_names):
-            raise InputError(
-                f"{path}: a training on {', '.join(made_by['categories'])} can't go on with "
-                f"{', '.join(self._data.category_names)}; give data.categories as before, or train anew"
-            )
-        if self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
-            strangers = [name for name in self._data.category_names if name not in made_by["categories"]]
-            if strangers:
-                rank_zero_warn(
-                    f"{path}: trained on {', '.join(made_by['categories'])}; it has never seen {', '.join(strangers)}, "
-                    "which data.categories can leave out"
-                )
-        # Checkpoints of older versions have neither settings, thresholds nor times.
+        saved = Saved(str(self.trainer.ckpt_path), checkpoint)
+        saved.check_detector(self.detector)
         if self._fitting:
-            for name, value in made_by.get("optimizer", {}).items():
-                if value != (ours_now := self._optimizer_settings()[name]):
-                    raise InputError(
-                        f"{path}: its training had model.{name}={value} and goes on with it, but the configuration "
-                        f"says {ours_now}; give the former, or train anew"
-                    )
-        trained_with = made_by.get("settings", {})
-        for name, value in self.detector.fixed_settings().items():
-            if name == "paper_version" and name not in trained_with and trained_with.get("protocol") == "paper":
-                raise InputError(f"{path}: of {ours} before its protocol paper was that of public code; train again")
-            if name in trained_with and trained_with[name] != value:
-                raise InputError(
-                    f"{path}: this {ours} was trained with {name}={trained_with[name]}, but the configuration says "
-                    f"{name}={value}; give the configuration it was trained with (config.yaml in its log folder), or "
-                    "train again"
-                )
-        self.detector.configure(made_by["categories"])
-        chosen, chosen_with = made_by.get("thresholds"), made_by.get("scoring", {})
-        scoring = self.detector.scoring_settings() if chosen_with else {}
-        changed = [name for name, value in scoring.items() if name not in chosen_with or chosen_with[name] != value]
-        if chosen and changed:
-            warnings.warn(
-                f"{path}: its thresholds were chosen with another {', '.join(changed)} and are not used; a training "
-                "with these settings chooses others",
-                stacklevel=2,
-            )
-        self.thresholds = Thresholds(**chosen) if chosen and not changed else None
-        self.train_seconds = made_by.get("train_seconds", 0.0)
-        self.peak_mib = made_by.get("peak_mib", {})
-        self._should_stop = made_by.get("should_stop", False)
-        self.trained_seed = made_by.get("seed")
-        self.trained_with = made_by.get("trained_with")
-        found = checkpoint["state_dict"]
-        self.detector.make_room({name.removeprefix("detector."): value for name, value in found.items()})
-        expected = self.state_dict()
-        wrong = [k for k in expected if k not in found or found[k].shape != expected[k].shape]
-        wrong += [k for k in found if k not in expected]
-        if wrong:
-            raise InputError(
-                f"{path}: a {ours} with other settings ({len(wrong)} weights differ, the first: {wrong[0]}); "
-                "give the configuration it was trained with (config.yaml in its log folder)"
-            )
+            saved.check_resumed(self._data.category_names, self._optimizer_settings())
+        elif self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
+            saved.warn_of_strangers(self._data.category_names)
+        self.detector.configure(saved.categories)
+        self.thresholds = saved.thresholds(self.detector)
+        self.train_seconds = saved.facts.get("train_seconds", 0.0)
+        self.peak_mib = saved.facts.get("peak_mib", {})
+        self._should_stop = saved.facts.get("should_stop", False)
+        self.trained_seed = saved.facts.get("seed")
+        self.trained_with = saved.facts.get("trained_with")
+        self.detector.make_room({name.removeprefix("detector."): value for name, value in saved.weights.items()})
+        saved.check_weights(self.state_dict())
 
     @contextmanager
     def _files_named(self) -> Iterator[None]:
