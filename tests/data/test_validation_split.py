@@ -145,3 +145,11 @@ def test_clouds_too_small_for_a_defect_say_what_to_set(records: list[CloudRecord
         make_view(body(rng, 300), "bulge", rng, ViewSettings())
     with pytest.raises(InputError, match="jar: no training cloud"):
         ValidationDataset(records, ["cap0", "jar"], CloudReader(), 1, 1, ViewSettings(), 0)
+
+
+def test_no_point_of_a_view_is_one_of_the_cloud(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly3d.data.validation.centred", lambda xyz: xyz)
+    xyz = body(rng).astype(np.float64)
+    view = make_view(xyz, None, rng, ViewSettings(rotation=0.0))
+    assert len(view.xyz) == len(xyz) * 4 // 5
+    assert KDTree(xyz).query(view.xyz)[0].min() > 0

@@ -6,6 +6,7 @@ import math
 import subprocess
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -458,3 +459,35 @@ def test_users_are_told_when_histograms_are_too_coarse() -> None:
         warnings.simplefilter("always")
         trainer.test(module, data, verbose=False)
     assert not any("off by" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_steps": 3, "max_epochs": -1}, r"max_steps: 3 ends within an epoch of 2 steps"),
+        ({"max_steps": 3, "max_epochs": 4, "accumulate_grad_batches": 2}, None),  # one step an epoch
+        ({"max_steps": 3, "max_epochs": 1}, None),  # the epoch is over before
+        ({"max_epochs": 1, "val_check_interval": 0.5}, r"val_check_interval: validates within an epoch of 2 batches"),
+        ({"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}, "val_check_interval"),
+        ({"max_epochs": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}, None),
+    ],
+)
+def test_nothing_ends_or_validates_within_an_epoch(settings: dict[str, Any], said: str | None) -> None:
+    quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(**quiet, enable_progress_bar=False, num_sanity_val_steps=0, **settings)
+    refused = nullcontext() if said is None else pytest.raises(InputError, match=said)
+    with refused:
+        trainer.fit(AnomalyModule(Distance()), Clouds("unused"))
+
+
+def test_an_epoch_that_time_ends_leaves_the_checkpoint_of_the_one_before(tmp_path: Path) -> None:
+    class Clock(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop |= trainer.current_epoch == 1  # as lightning's timer of max_time does
+
+    saved = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(callbacks=[saved, Clock()], max_epochs=3, limit_val_batches=0, **settings)
+    with pytest.raises(InputError, match=r"over within epoch 2"):
+        trainer.fit(AnomalyModule(Distance()), Clouds("unused"))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -189,7 +190,7 @@ class PointCloudDataModule(LightningDataModule):
         """The validation clouds; an empty list, which Lightning skips, if there are to be none."""
         if self.val_normal + self.val_defective == 0:
             return []
-        dataset = self._validation()
+        dataset = self._validation
         self._view_sources = dataset.sources()
         return self._loader(dataset, self.eval_batch_size)
 
@@ -198,8 +199,9 @@ class PointCloudDataModule(LightningDataModule):
         if type(self).val_dataloader is not PointCloudDataModule.val_dataloader:
             return  # a subclass with validation clouds of its own
         if self.val_defective:
-            self._validation().check()
+            self._validation.check()
 
+    @cached_property
     def _validation(self) -> ValidationDataset:
         return ValidationDataset(
             self.records("val"),

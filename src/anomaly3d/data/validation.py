@@ -176,15 +176,16 @@ def _defective(
     from anomaly3d.data.synthetic.defects import DefectError, apply_defect
 
     first = KINDS.index(kind)
+    why = f"{len(points)} points are left of a view of it, and {_DEFECT_POINTS} are needed"
     if len(points) >= _DEFECT_POINTS:
         for turn in KINDS[first:] + KINDS[:first]:
             try:
                 return apply_defect(points, normals, turn, rng)
-            except DefectError:
-                continue
+            except DefectError as error:
+                why = str(error).rstrip(".")
     raise InputError(
-        f"no synthetic defect finds a place on it for validation: {len(points)} points are left of a view of it, and "
-        f"{_DEFECT_POINTS} are needed. Set `data.val_defective` to 0, or leave its category out."
+        f"no synthetic defect finds a place on it for validation: {why}. Set `data.val_defective` to 0, or leave its "
+        "category out."
     )
 
 
@@ -203,12 +204,14 @@ def _seen(
 
 
 def _slide(points: Float[np.ndarray, "N 3"], rng: np.random.Generator) -> Float[np.ndarray, "N 3"]:
-    """Move every point up to half the way to one of its nearest neighbours."""
+    """Move every point up to half the way to one of its nearest neighbours; where they coincide it stays."""
     from scipy.spatial import KDTree
 
-    count = min(7, len(points))
-    neighbours = KDTree(points).query(points, count)[1].reshape(len(points), -1)
-    partner = neighbours[np.arange(len(points)), rng.integers(0, count, len(points))]
+    count = min(7, len(points))  # the point itself, and six others
+    if count < 2:
+        return points
+    neighbours = KDTree(points).query(points, count)[1]
+    partner = neighbours[np.arange(len(points)), rng.integers(1, count, len(points))]
     return points + rng.uniform(0, 0.5, (len(points), 1)) * (points[partner] - points)
 
 

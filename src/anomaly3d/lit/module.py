@@ -126,7 +126,24 @@ class AnomalyModule(L.LightningModule):
         self.trained_with = training_facts(None if log_dir is None else Path(log_dir) / "config.yaml")
 
     def on_train_start(self) -> None:
-        """A training that had decided to stop and waited for its least number of epochs or steps still waits."""
+        """Refuse to end, or to validate, within an epoch: what the detector gathers over it would be missing.
+
+        A training that had decided to stop and waited for its least number of epochs or steps still waits.
+        """
+        trainer, batches = self.trainer, self.trainer.num_training_batches
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+        within = "templates, memory banks and expected errors are gathered over whole epochs"
+        if 0 < trainer.max_steps < steps * epochs and trainer.max_steps % steps:
+            raise InputError(
+                f"trainer.max_steps: {trainer.max_steps} ends within an epoch of {steps} steps, but {within}; give "
+                f"trainer.max_epochs, or a multiple of {steps}"
+            )
+        if trainer.enable_validation and (trainer.val_check_batch is None or trainer.val_check_batch % batches):
+            raise InputError(
+                f"trainer.val_check_interval: validates within an epoch of {batches} batches, but {within}; leave it "
+                "out, or give trainer.check_val_every_n_epoch"
+            )
         self.trainer.should_stop |= self._should_stop and not self._trained_enough
 
     def on_fit_end(self) -> None:
@@ -164,6 +181,14 @@ class AnomalyModule(L.LightningModule):
         """Behind the last batch: before the validation and the checkpoint of this epoch."""
         if batch_idx + 1 == self.trainer.num_training_batches and self.detector.finish_pass():
             self.trainer.should_stop = True
+
+    def on_train_epoch_end(self) -> None:
+        """Before the checkpoint of an epoch that time ended: the one of the last whole epoch stays."""
+        if not self.trainer.is_last_batch:
+            raise InputError(
+                f"trainer.max_time: over within epoch {self.current_epoch + 1}; the checkpoint, if there is one, is "
+                "that of the last whole epoch"
+            )
 
     # -- evaluation --------------------------------------------------------------------------------------------
 

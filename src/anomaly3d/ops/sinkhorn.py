@@ -43,7 +43,8 @@ def sinkhorn(
         The plan in float32 (float64 for a float64 affinity). Sums run in float64 when T > 5000 or S > 2048 [paper].
 
     Raises:
-        ValueError: tau or iterations out of range, an empty or non-finite matrix, an unknown method.
+        ValueError: tau or iterations out of range, an empty matrix, an unknown method; with `auto`, which looks at the
+            entries, a non-finite one.
     """
     if not tau > 0 or iterations < 1:
         raise ValueError(f"sinkhorn needs tau > 0 and iterations >= 1, not {tau} and {iterations}")

@@ -10,6 +10,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomaly3d.ops.precision import no_autocast
+
 
 class Corrupted(NamedTuple):
     """Slot features, some of them corrupted, and which."""
@@ -66,6 +68,7 @@ class AnomalyGenerator(nn.Module):
         drawn = features if shares is None else shares
         labels = torch.zeros(drawn.shape[:2], device=features.device).bernoulli_(self.probability)
         if shares is not None:
-            labels = einsum(shares.detach().float(), labels, "b m s, b m -> b s").clamp(0, 1)
+            with no_autocast(shares):
+                labels = einsum(shares.detach().float(), labels, "b m s, b m -> b s").clamp(0, 1)
         noise = self.sigma * torch.randn_like(features)
         return Corrupted(features + self.gamma * labels[..., None] * noise, labels)

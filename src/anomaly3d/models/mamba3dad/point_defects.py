@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anomaly3d.errors import check_ends, check_range
+from anomaly3d.ops.precision import no_autocast
 
 
 class DefectiveCloud(NamedTuple):
@@ -101,7 +102,8 @@ def moved_share(defective: Bool[Tensor, " N"], index: Int[Tensor, "M K"]) -> Flo
 def slot_labels(shares: Float[Tensor, "B M"], plan: Float[Tensor, "B T S"]) -> Float[Tensor, "B S"]:
     """Soft labels sum_t P_ts m_t, with m_t = 1 for a token half of whose patch, or more, is defective [ours]."""
     tokens = repeat((2 * shares).clamp(max=1), "b m -> b (l m)", l=plan.shape[1] // shares.shape[1])
-    return einsum(plan.detach().float(), tokens, "b t s, b t -> b s").clamp(0, 1)
+    with no_autocast(plan):
+        return einsum(plan.detach().float(), tokens, "b t s, b t -> b s").clamp(0, 1)
 
 
 def _normal(xyz: Float[Tensor, "N 3"], spot: Int[Tensor, " n"]) -> Float[Tensor, " 3"]:
