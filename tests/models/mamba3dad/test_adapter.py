@@ -96,3 +96,15 @@ def test_adds_less_than_five_per_cent_of_the_backbone() -> None:
         backbone = sum(p.numel() for p in PointMAE("base").parameters())
     for transition in ("rotation", "dense"):
         assert sum(p.numel() for p in LTIAdapter(384, transition=transition).parameters()) < 0.05 * backbone
+
+
+@pytest.mark.parametrize("state_norm", ["readout", "recurrent"])
+def test_states_are_float32_under_autocast(state_norm: str) -> None:
+    adapter = LTIAdapter(6, state=8, state_norm=state_norm)  # pyright: ignore[reportArgumentType]
+    u = torch.randn(2, 40, 8)
+    expected = adapter._normed_states(u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = adapter._normed_states(u.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, adapter._normed_states(u.bfloat16().float()))
+    assert (found - expected).abs().max() < 0.1  # of the inputs' rounding alone

@@ -101,3 +101,5 @@ def test_labels_against_loops() -> None:
         for s in range(5):
             expected = sum(float(plan[b, t, s]) * min(1.0, 2 * float(both[b, t % 6])) for t in range(12))
             torch.testing.assert_close(found[b, s].item(), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert slot_labels(both, plan).equal(found)

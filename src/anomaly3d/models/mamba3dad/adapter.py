@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anomaly3d.models.mamba3dad.directions import both_ways
 from anomaly3d.models.mamba3dad.gate import GatedResidual
 from anomaly3d.models.mamba3dad.transition import DenseTransition, RotationTransition
-from anomaly3d.ops.precision import no_autocast
+from anomaly3d.ops.precision import full_precision, no_autocast
 from anomaly3d.ops.scan import Rotation, lti_scan
 
 
@@ -66,7 +66,7 @@ class LTIAdapter(nn.Module):
         if self.state_norm == "readout":
             return self.norm(lti_scan(u, transition))
         with no_autocast(u):
-            u = u.float()
+            u = full_precision(u)
             matrix = transition.dense() if isinstance(transition, Rotation) else transition
             h, states = torch.zeros_like(u[:, 0]), []
             for step in u.unbind(1):
