@@ -66,7 +66,7 @@ def trainer(**kwargs) -> Trainer:
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 def test_nothing_is_held_out_for_a_validation_that_there_is_not(tmp_path: Path) -> None:
     one = index_anomaly_shapenet(write_anomaly_shapenet(tmp_path), ("train",))[0]
-    records = [replace(one, name=str(i)) for i in range(12)]
+    records = [replace(one, name=str(i), source=str(i)) for i in range(12)]
     for wanted, left in ((1, 10), (0, 12)):
         data = AnomalyShapeNet(tmp_path, ["cap0"], val_normal=wanted, val_defective=wanted)
         data.index = lambda split: records

@@ -123,7 +123,10 @@ def test_what_is_unknown_is_none(tmp_path: Path) -> None:
 
 def test_one_sample_id_for_two_clouds_is_refused(tmp_path: Path) -> None:
     records = index_anomaly_shapenet(write_anomaly_shapenet(tmp_path), ("test",))
-    with pytest.raises(InputError, match="one sample id"):
+    twin = replace(records[0], path=tmp_path / "twin.pcd", name=records[0].path.stem)
+    with pytest.raises(InputError, match=r"twin\.pcd: one sample id"):
+        CloudDataset([*records, twin], ["cap0", "cup1"], CloudReader())
+    with pytest.raises(InputError, match=r"\.pcd: listed 2 times"):
         CloudDataset([*records, records[0]], ["cap0", "cup1"], CloudReader())
 
 

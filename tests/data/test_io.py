@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from trimesh.exchange.ply import export_ply
 
 from anomaly3d.data.io import read_cloud, read_points, write_pcd
 from anomaly3d.errors import InputError
@@ -111,12 +112,25 @@ def test_truncated_ply_is_an_error(tmp_path: Path, rng: np.random.Generator) -> 
         read_cloud(path)
 
 
+@pytest.mark.parametrize("mesh", [False, True])
+def test_a_ply_of_text_that_ends_early_is_an_error(tmp_path: Path, mesh: bool) -> None:
+    path, whole = tmp_path / "a.ply", trimesh.creation.icosphere(2)
+    shape = whole if mesh else trimesh.PointCloud(whole.vertices)
+    text = export_ply(shape, encoding="ascii").decode().splitlines(keepends=True)
+    path.write_text("".join(text))
+    assert len(read_points(path)) == (50_000 if mesh else len(whole.vertices))
+    path.write_text("".join(text[:-50]))
+    with pytest.raises(InputError, match=r"a\.ply: cut off, \d+ of the \d+ elements"):
+        read_points(path)
+
+
 @pytest.mark.parametrize(
     ("array", "says"),
     [
         (np.zeros((4, 2)), "shape"),
         (np.zeros(7), "shape"),
         (np.zeros((0, 3)), "shape"),
+        (np.zeros((48, 640)), "shape"),
         (np.array([["a"] * 3]), "numbers"),
     ],
 )

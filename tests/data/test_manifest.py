@@ -65,23 +65,31 @@ def test_a_split_of_the_users_own(tmp_path: Path) -> None:
 def test_a_list_alone_is_enough(tmp_path: Path) -> None:
     """Files that lie in no layout, with labels and categories from the lists."""
     root = write_anomaly_shapenet(tmp_path / "x", ("cap0",))
-    files = [*sorted((root / "cap0" / "train").iterdir()), root / "cap0" / "test" / "cap0_bulge0.pcd"]
+    test = root / "cap0" / "test"
+    files = [*sorted((root / "cap0" / "train").iterdir()), test / "cap0_positive0.pcd", test / "cap0_bulge0.pcd"]
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, file in enumerate(files):
         file.rename(flat / f"{i}.pcd")
-    lines = [{"filename": f"{i}.pcd", "label": int(i == 2), "clsname": "part"} for i in range(3)]
-    lines[2]["label_name"] = "dent"
+    lines = [{"filename": f"{i}.pcd", "label": int(i == 3), "clsname": "part"} for i in range(4)]
+    lines[3]["label_name"] = "dent"
     module = CloudFolder(
         flat,
         train_manifest=write_manifest(tmp_path / "a", lines[:2]),
-        test_manifest=write_manifest(tmp_path / "b", lines),
+        test_manifest=write_manifest(tmp_path / "b", lines[2:]),
     )
     module.setup(None)
     assert module.category_names == ("part",)
-    assert [record.defect for record in module.records("test")] == ["good", "good", "defective"]
+    assert [record.defect for record in module.records("test")] == ["good", "defective"]
     assert all(batch.mask is None for batch in module.test_dataloader())
-    assert [batch.label.item() for batch in module.test_dataloader()] == [0, 0, 1]
+    assert [batch.label.item() for batch in module.test_dataloader()] == [0, 1]
+    module.test_manifest = write_manifest(tmp_path / "both", lines)
+    module._records.pop("test")
+    with pytest.raises(InputError, match=r"both: .*0\.pcd \(of 2\) is among the training clouds"):
+        module.setup("test")
+    module.test_manifest = write_manifest(tmp_path / "twice", [lines[2], lines[2]])
+    with pytest.raises(InputError, match=r"2\.pcd: listed 2 times"):
+        module.setup("test")
 
 
 def test_categories_choose_among_the_lists(tmp_path: Path) -> None:

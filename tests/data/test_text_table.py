@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,3 +92,33 @@ def test_broken_tables_are_named_with_a_reason(tmp_path: Path, content: str, say
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_table(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("header", ["id,pos_x,pos_y,pos_z", "t,Position X,Position Y,Position Z", "i,p.x,p.y,p.z"])
+def test_columns_may_have_a_word_before_them(tmp_path: Path, header: str) -> None:
+    path = write(tmp_path / "a.csv", ",", header + "\n")
+    np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), ROWS[:, [1, 2, 3, 0]])
+
+
+@pytest.mark.parametrize("header", ["id,nx,ny,nz", "n_x,p_x,n_y,p_y", "Normals:0,Normals:1,Normals:2,Points:0"])
+def test_other_names_are_warned_of(tmp_path: Path, header: str) -> None:
+    path = write(tmp_path / "a.csv", ",", header + "\n")
+    with pytest.warns(UserWarning, match=r"no columns x, y, z among .*; the first three are taken"):
+        np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), ROWS)
+
+
+def test_tables_as_pandas_writes_them(tmp_path: Path) -> None:
+    path, frame = tmp_path / "a.csv", pd.DataFrame(ROWS[:, :3] + 0.25)
+    frame.to_csv(path)
+    np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), frame)
+    frame.to_csv(path, index=False)
+    with pytest.warns(UserWarning, match="its first row, 0,1,2, is taken for a header"):
+        np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), frame)
+    frame.set_axis(["x", "y", "z"], axis=1).to_csv(path)
+    np.testing.assert_array_equal(read_table(path), frame)
+
+
+def test_a_unit_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("x [µm],y [µm],z [µm]\n1,2,3\n4,5,6\n".encode("latin-1"))
+    np.testing.assert_array_equal(read_table(path, ("x", "y", "z")), [[1, 2, 3], [4, 5, 6]])

@@ -128,8 +128,8 @@ def test_single_views_are_one_sided(rng: np.random.Generator) -> None:
 
 
 def test_clouds_are_held_out_where_there_are_enough(records: list[CloudRecord]) -> None:
-    many = [replace(records[0], name=f"x{i}") for i in range(HOLD_OUT_FROM)]
-    few = [replace(records[-1], name=f"y{i}") for i in range(HOLD_OUT_FROM - 1)]
+    many = [replace(records[0], name=f"x{i}", source=f"x{i}") for i in range(HOLD_OUT_FROM)]
+    few = [replace(records[-1], name=f"y{i}", source=f"y{i}") for i in range(HOLD_OUT_FROM - 1)]
     train, held = hold_out(many + few, 0.2, seed=0)
     names = [{record.name for record in part} for part in (train, held)]
     assert {name for name in names[0] & names[1]} == {record.name for record in few}
@@ -138,6 +138,23 @@ def test_clouds_are_held_out_where_there_are_enough(records: list[CloudRecord]) 
     assert hold_out(many + few, 0.2, seed=0) == (train, held)
     assert hold_out(many + few, 0.2, seed=1) != (train, held)
     assert hold_out(many, 0.0, seed=0) == (many, many)
+    copies = [replace(record, name=f"{record.name}_copy") for record in many]
+    train, held = hold_out(many + copies, 0.2, seed=0)
+    assert not {record.source for record in train} & {record.source for record in held}
+    assert len(held) == 4
+
+
+def test_a_single_view_is_not_taken_from_where_nothing_shows(rng: np.random.Generator) -> None:
+    plate = np.column_stack([rng.uniform(-1, 1, (4000, 2)), np.zeros(4000)])
+    bowl = plate - [0, 0, 1] * (plate[:, :2] ** 2).sum(1)[:, None]  # open, so that its normals point one way
+    for seed in range(20):
+        view = make_view(bowl, None, np.random.default_rng(seed), ViewSettings(2000, "single", 180.0))
+        assert len(view.xyz) >= 300
+    blind = lambda points, *_, **__: np.zeros(len(points), dtype=bool)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anomaly3d.data.synthetic.visibility.visible_points", blind)
+        with pytest.raises(InputError, match="none of 20 cameras sees 10% of its points"):
+            make_view(bowl, None, rng, ViewSettings(2000, "single", 180.0))
 
 
 def test_clouds_too_small_for_a_defect_say_what_to_set(records: list[CloudRecord], rng: np.random.Generator) -> None:

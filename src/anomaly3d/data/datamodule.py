@@ -23,6 +23,7 @@ from anomaly3d.data.index import (
     choose_categories,
     cloud_files,
     find_root,
+    require_unique,
 )
 from anomaly3d.data.io import CLOUD_SUFFIXES
 from anomaly3d.data.manifest import read_manifest
@@ -146,6 +147,7 @@ class PointCloudDataModule(LightningDataModule):
         if split not in self._records:
             if split in ("train", "val"):
                 found = self._split_records("train")
+                require_unique(found)
                 fraction = self.val_fraction if self.val_normal + self.val_defective else 0.0
                 self._records["train"], self._records["val"] = hold_out(found, fraction, self.val_seed)
             elif split == "test":
@@ -284,6 +286,14 @@ class PointCloudDataModule(LightningDataModule):
 
     def _test_records(self) -> list[CloudRecord]:
         records = self._split_records("test")
+        require_unique(records)
+        if self.train_manifest and self.test_manifest:
+            trained = {record.path.resolve() for record in self._split_records("train")}
+            if both := [record.path for record in records if record.path.resolve() in trained]:
+                raise InputError(
+                    f"{self.test_manifest}: {both[0]} (of {len(both)}) is among the training clouds of "
+                    f"{self.train_manifest}, too. Leave it out of one of them."
+                )
         untrained = sorted({record.category for record in records} - set(self._known_categories()))
         if untrained:
             raise InputError(

@@ -2,7 +2,8 @@
 
     <category>/train/*  or  <category>/train/{good,normal}/*  or  <category>/normal/*
     <category>/test/{good,normal}/*    <category>/test/<defect>/*        or files directly in test/
-    <category>/masks/<defect>/<stem>.txt  or  <category>/masks/<stem>.txt      optional; .csv and .npy too
+    <category>/masks/<defect>/<stem>.txt  or  <category>/masks/<stem>.txt      optional; .csv and .npy too;
+                                                                               `ground_truth`, `gt` or `mask` likewise
 
 `root` holds one folder per category, or is itself the one category. Clouds are .pcd, .ply, .obj, .stl, .xyz, .txt,
 .csv or .npy; meshes are sampled. Files directly in `test/` are defective where their mask marks a point, else normal;
@@ -11,6 +12,9 @@ without a folder of masks their labels are unknown: such clouds can be scored (`
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from anomaly3d.data.index import (
     choose_categories,
     cloud_files,
     find_mask,
+    refuse_deeper,
     sub_folders,
     without_copy_suffix,
 )
@@ -32,6 +37,7 @@ from anomaly3d.data.masks import MASK_SUFFIXES, read_truth
 from anomaly3d.errors import InputError
 
 _NORMAL = ("good", "normal")
+_LOOKS_NORMAL = re.compile(r"good|normal|ok|pass|positive", re.IGNORECASE)
 
 
 def index_folder(
@@ -40,7 +46,7 @@ def index_folder(
     """Records of the asked splits, sorted by category, defect and name; the other split's folders are not opened.
 
     Raises InputError for a missing folder, an unknown category, a defective cloud without mask where others of its
-    category have one, or a mask without cloud.
+    category have one, a mask without cloud or of several, or clouds where none are looked for.
     """
     folders = folder_categories(root)
     records: list[CloudRecord] = []
@@ -71,18 +77,30 @@ def folder_categories(root: str | Path) -> dict[str, Path]:
 
 def _train_records(folder: Path, category: str) -> list[CloudRecord]:
     train = child_folder(folder, "train") or child_folder(folder, "normal")
-    files = [] if train is None else cloud_files(child_folder(train, *_NORMAL) or train, CLOUD_SUFFIXES)
-    return [CloudRecord(path, category, "train", 0, "good", None, f"{category}/{path.stem}") for path in files]
+    if train is None:
+        return []
+    chosen = child_folder(train, *_NORMAL) or train
+    for other in (train, child_folder(folder, "normal")):
+        if other is not None and other != chosen:
+            _refuse_unused(other, chosen)
+    refuse_deeper(chosen, CLOUD_SUFFIXES)
+    return [
+        CloudRecord(path, category, "train", 0, "good", None, f"{category}/{without_copy_suffix(path.stem)}")
+        for path in cloud_files(chosen, CLOUD_SUFFIXES)
+    ]
 
 
 def _test_records(folder: Path, category: str) -> list[CloudRecord]:
     test = child_folder(folder, "test")
     if test is None:
         return []
-    masks = child_folder(folder, "masks", "mask", "gt")
+    masks = child_folder(folder, "masks", "mask", "gt", "ground_truth")
     records = [_loose_record(path, category, masks) for path in cloud_files(test, CLOUD_SUFFIXES)]
     for group in sub_folders(test):
+        refuse_deeper(group, CLOUD_SUFFIXES)
         defect = "good" if group.name.lower() in _NORMAL else group.name
+        if _LOOKS_NORMAL.match(defect) and defect != "good":
+            warnings.warn(f"{group}: its clouds count as defective. If they are normal, name it good.", stacklevel=2)
         for path in cloud_files(group, CLOUD_SUFFIXES):
             source = f"{category}/{defect}/{without_copy_suffix(path.stem)}"
             mask = None
@@ -98,32 +116,45 @@ def _test_records(folder: Path, category: str) -> list[CloudRecord]:
             label = int(defect != "good")
             name = f"{defect}/{path.stem}"
             records.append(CloudRecord(path, category, "test", label, defect, mask, source, name))
-    _refuse_orphans(masks, {record.path.stem for record in records}, test)
+    _refuse_orphans(masks, records, test)
     return records
 
 
-def _refuse_orphans(masks: Path | None, clouds: set[str], test: Path) -> None:
-    """A mask that belongs to no cloud is a misspelt name, and its cloud would be taken for a normal one."""
+def _refuse_unused(folder: Path, chosen: Path) -> None:
+    """Normal clouds beside those that are trained on would be passed over."""
+    unused = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in CLOUD_SUFFIXES and not p.name.startswith(".")]
+    if unused:
+        raise InputError(f"{unused[0]}: not trained on, as {chosen} is there. Put all normal clouds into one folder.")
+
+
+def _refuse_orphans(masks: Path | None, records: Sequence[CloudRecord], test: Path) -> None:
+    """A mask that belongs to no cloud is a misspelt name, and its cloud would be taken for a normal one.
+
+    Of two clouds it would have the points of one.
+    """
     if masks is None:
         return
-    folders = [masks, *sub_folders(masks)]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    orphans = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem not in clouds]
-    if orphans:
-        raise InputError(
-            f"{orphans[0]}: a mask without a cloud ({len(orphans)} in {masks}). Name it as its cloud in {test}, or "
-            f"remove it."
-        )
+    normal = {record.path.stem for record in records if record.label == 0}
+    used = Counter(record.mask_path for record in records if record.mask_path is not None)
+    for folder in (masks, *sub_folders(masks)):
+        for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+            if path.suffix.lower() not in MASK_SUFFIXES:
+                raise InputError(f"{path}: masks are {', '.join(MASK_SUFFIXES)} files. Convert it, or remove it.")
+            if not used[path] and path.stem not in normal:
+                raise InputError(f"{path}: a mask without a cloud. Name it as its cloud in {test}, or remove it.")
+            if used[path] > 1:
+                raise InputError(f"{path}: the mask of {used[path]} clouds. Put each into a folder of its defect.")
 
 
 def _loose_record(path: Path, category: str, masks: Path | None) -> CloudRecord:
     source = f"{category}/{without_copy_suffix(path.stem)}"
     if masks is None:
         return CloudRecord(path, category, "test", UNKNOWN, "unknown", None, source)
-    mask = find_mask(masks, path.stem, MASK_SUFFIXES)
-    if mask is None or not read_truth(mask).labels.any():
-        return CloudRecord(path, category, "test", 0, "good", None, source)
-    return CloudRecord(path, category, "test", 1, "defective", mask, source)
+    for folder, defect in ((masks, "defective"), *((folder, folder.name) for folder in sub_folders(masks))):
+        mask = find_mask(folder, path.stem, MASK_SUFFIXES)
+        if mask is not None and read_truth(mask).labels.any():
+            return CloudRecord(path, category, "test", 1, defect, mask, source)
+    return CloudRecord(path, category, "test", 0, "good", None, source)
 
 
 class CloudFolder(PointCloudDataModule):

@@ -87,6 +87,13 @@ def cloud_files(folder: Path | None, suffixes: Collection[str], recursive: bool 
     return [path for path in files if path.suffix.lower() in suffixes]
 
 
+def refuse_deeper(folder: Path | None, suffixes: Collection[str]) -> None:
+    """Raise InputError where clouds lie in folders within a folder of clouds: they would be passed over."""
+    for inner in [] if folder is None else sub_folders(folder):
+        if any(path.suffix.lower() in suffixes for path in inner.rglob("*")):
+            raise InputError(f"{inner}: clouds in a folder within {folder}. Put them into {folder} itself.")
+
+
 def is_category(folder: Path) -> bool:
     """Whether a folder looks like one category: it has a `train` or a `test` folder."""
     return child_folder(folder, "train", "test") is not None
@@ -152,5 +159,9 @@ def require_unique(records: Iterable[CloudRecord]) -> None:
     counts = Counter(record.sample_id for record in records)
     for record in records:
         if counts[record.sample_id] > 1:
-            twins = ", ".join(str(other.path) for other in records if other.sample_id == record.sample_id)
-            raise InputError(f"{twins}: one sample id ({record.sample_id}) for several files. Rename or remove one.")
+            twins = list(dict.fromkeys(str(r.path) for r in records if r.sample_id == record.sample_id))
+            if len(twins) == 1:
+                raise InputError(f"{twins[0]}: listed {counts[record.sample_id]} times. List it once.")
+            raise InputError(
+                f"{', '.join(twins)}: one sample id ({record.sample_id}) for several files. Rename or remove one."
+            )

@@ -6,6 +6,7 @@ where the file has it.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,8 @@ __all__ = [
 MESH_SUFFIXES = (".ply", ".obj", ".stl")
 _TEXT_SUFFIXES = (".xyz", ".txt", ".csv")
 CLOUD_SUFFIXES = (".pcd", *MESH_SUFFIXES, *_TEXT_SUFFIXES, ".npy")
+_MOST_COLUMNS = 64
+"""A table with more is no cloud but an image of depth [ours]."""
 _FAR = 1000.0
 """In distances of the median point; one that lies farther out is none of the object's [ours]."""
 
@@ -68,7 +71,7 @@ def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0)
         points = read_array(path)
     else:
         raise InputError(f"{path}: clouds are read from {', '.join(CLOUD_SUFFIXES)}; convert the file to one of them.")
-    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
+    if points.ndim != 2 or not 3 <= points.shape[1] <= _MOST_COLUMNS or len(points) == 0:
         raise InputError(f"{path}: an array of shape {points.shape}; export it with columns x, y and z.")
     return points[:, :3].astype(np.float64)
 
@@ -125,6 +128,8 @@ def _read_geometry(path: Path, mesh_points: int, mesh_seed: int) -> Float[np.nda
         points = np.asarray(geometry.vertices)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # trimesh's parsers raise whatever the broken file makes them stumble over
         raise InputError(f"{path}: trimesh cannot read it ({error}). Export the file again.") from error
+    if path.suffix.lower() == ".ply":
+        _refuse_cut_off(path, len(points), len(getattr(geometry, "faces", ())))
     if len(points) == 0:
         raise InputError(f"{path}: no points in it. Export the file again.")
     if not isinstance(geometry, trimesh.Trimesh) or len(geometry.faces) == 0:
@@ -132,3 +137,17 @@ def _read_geometry(path: Path, mesh_points: int, mesh_seed: int) -> Float[np.nda
     if not np.isfinite(points).all() or not geometry.area > 0:
         raise InputError(f"{path}: a mesh without area, or with vertices that are not finite. Repair it.")
     return trimesh.sample.sample_surface(geometry, mesh_points, seed=mesh_seed)[0]
+
+
+def _refuse_cut_off(path: Path, points: int, faces: int) -> None:
+    """Raise InputError where a .ply holds less than its header promises: of text trimesh reads what there is."""
+    with path.open("rb") as file:
+        header = file.read(1 << 16).partition(b"end_header")[0].decode("latin-1")
+    promised = {name: int(count) for name, count in re.findall(r"^element (\w+) (\d+)\s*$", header, re.MULTILINE)}
+    for name, found in (("vertex", points), ("face", faces)):
+        # Polygons are read as triangles, of which there are more.
+        if found < promised.get(name, 0):
+            raise InputError(
+                f"{path}: cut off, {found} of the {promised[name]} elements {name} that its header names. Copy or "
+                "export it again."
+            )

@@ -28,7 +28,10 @@ def read_manifest(
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file list. Set it to a file with one JSON object a line.")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error.reason}). Write the file list in UTF-8.") from error
     records = [
         _record(f"{path}, line {number}", line, Path(root), split, parse_stem)
         for number, line in enumerate(lines, start=1)

@@ -21,6 +21,7 @@ from anomaly3d.data.index import (
     cloud_files,
     find_mask,
     find_root,
+    refuse_deeper,
 )
 from anomaly3d.errors import InputError
 
@@ -49,7 +50,9 @@ def index_by_stem(
     for category in choose_categories(folders, categories, root):
         truth = child_folder(folders[category], "gt")
         for split in splits:
-            files = cloud_files(child_folder(folders[category], split), _SUFFIXES)
+            folder = child_folder(folders[category], split)
+            refuse_deeper(folder, _SUFFIXES)
+            files = cloud_files(folder, _SUFFIXES)
             if split == "test":
                 _warn_of_orphans(truth, {path.stem for path in files})
             records += [_record(path, category, split, truth, parse_stem(path.stem), known_defects) for path in files]

@@ -35,9 +35,11 @@ def refuse_empty(path: Path) -> None:
 def read_table(path: Path, first: Sequence[str] = ()) -> Float64[np.ndarray, "R C"]:
     """Rows of numbers, the delimiter (comma, semicolon, tab, spaces) found by looking, never guessed from the path.
 
-    Blank lines and comments (`#`) are skipped, and so are header lines before the first row of numbers. If one of them
-    has as many names as there are columns, those of `first` among them (in any case, with a unit behind them or
-    without), these columns come first; else columns stand as in the file, with a warning if `first` is among the names.
+    Blank lines and comments (`#`) are skipped, and so are header lines before the first row of numbers, the bare column
+    numbers 0, 1, 2, ... of a table without names among them. If a header has as many names as there are columns, those
+    of `first` among them (in any case, with a unit behind them or without, or all with one word before them, as
+    `pos_x`), these columns come first; else columns stand as in the file, with a warning if the header says that others
+    were meant. An index, a first column without a name that counts the rows, is left out.
     Raises InputError for an empty file, a file without numbers, or rows of different lengths.
     """
     refuse_empty(path)
@@ -51,27 +53,60 @@ def read_table(path: Path, first: Sequence[str] = ()) -> Float64[np.ndarray, "R 
             "Write numbers with a decimal point, and a comma, semicolon, tab or space between them."
         )
     delimiter = delimiters[skip]
+    if _counts_columns(lines[skip : skip + 2], delimiter):
+        warnings.warn(f"{path}: its first row, {lines[skip].strip()}, is taken for a header.", stacklevel=2)
+        skip += 1
     try:
-        table = np.loadtxt(
-            path, delimiter=delimiter or None, skiprows=skip, ndmin=2, dtype=np.float64, encoding="utf-8-sig"
-        )
+        # Not by path: a letter of a unit (µ) in another encoding than UTF-8 is no reason to refuse the numbers.
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            table = np.loadtxt(file, delimiter=delimiter or None, skiprows=skip, ndmin=2, dtype=np.float64)
     except ValueError as error:
         name = {"": "spaces", "\t": "tabs"}.get(delimiter or "", repr(delimiter))
         raise InputError(
             f"{path}: not a table of numbers separated by {name} as its line {skip + 1} is ({error}). Mend or export "
             f"the file again."
         ) from error
-    named = [names for line in lines[:skip] if first and set(first) <= set(names := _names(line))]
-    names = next((names for names in named if len(names) == table.shape[1]), None)
-    if names is None:
-        if named:
-            warnings.warn(
-                f"{path}: a header of {len(named[0])} names for {table.shape[1]} columns; the first are taken.",
-                stacklevel=2,
-            )
+    headers = [_names(line) for line in lines[:skip] if line.strip()]
+    unnamed = table.shape[1] > 1 and any(names[0] == "" and len(names) == table.shape[1] for names in headers)
+    if unnamed and (table[:, 0] == np.arange(len(table))).all():
+        table, headers = table[:, 1:], [names[1:] for names in headers]
+    if not first:
         return table
-    wanted = [names.index(name) for name in first]
-    return table[:, [*wanted, *(column for column in range(len(names)) if column not in wanted)]]
+    columns = [(names, _columns(names, first)) for names in headers]
+    wanted = next((found for names, found in columns if found and len(names) == table.shape[1]), None)
+    if wanted is None:
+        _warn_of_names(path, columns, table.shape[1])
+        return table
+    return table[:, [*wanted, *(column for column in range(table.shape[1]) if column not in wanted)]]
+
+
+def _columns(names: Sequence[str], first: Sequence[str]) -> list[int] | None:
+    """Where the wanted names stand: as they are, else all with one word before them (`pos_x`, `position x`)."""
+    if set(first) <= set(names):
+        return [names.index(name) for name in first]
+    before = dict.fromkeys(name[: -len(first[0])] for name in names if re.search(rf"[\W_]{re.escape(first[0])}$", name))
+    meant = [word for word in before if all(word + name in names for name in first)]
+    return [names.index(meant[0] + name) for name in first] if len(meant) == 1 else None
+
+
+def _warn_of_names(path: Path, columns: Sequence[tuple[list[str], list[int] | None]], count: int) -> None:
+    """Tell users of a header that has other names, or other columns, than were taken."""
+    for names, found in columns:
+        if found:
+            text = f"a header of {len(names)} names for {count} columns; the first are taken."
+        elif len(names) == count > 3 and not any(_is_number(name) for name in names):
+            text = f"no columns x, y, z among {', '.join(names[:6])}; the first three are taken."
+        else:
+            continue
+        warnings.warn(f"{path}: {text}", stacklevel=3)
+        return
+
+
+def _counts_columns(lines: Sequence[str], delimiter: str | None) -> bool:
+    """Whether the first of two lines is 0, 1, 2, ..., as pandas heads a table without names, and not a point."""
+    first, *rest = (line.strip().split(delimiter or None) for line in lines)
+    counted = [str(number) for number in range(len(first))]
+    return first == counted and len(first) > 2 and rest != [] and any("." in text for text in rest[0])
 
 
 def _names(line: str) -> list[str]:

@@ -33,6 +33,8 @@ HOLD_OUT_FROM = 10
 
 _NEIGHBOURS = 16
 _DEFECT_POINTS = 500
+_CAMERAS, _LEAST_SEEN = 20, 0.1
+"""Cameras that are tried for one that sees this share of a cloud's points: a scan shows nothing from behind [ours]."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,22 @@ class ViewSettings:
 def hold_out(records: Sequence[CloudRecord], fraction: float, seed: int) -> tuple[list[CloudRecord], list[CloudRecord]]:
     """Split training records into those to train on and those to validate with, category by category.
 
-    Where a category has fewer than `HOLD_OUT_FROM` clouds, or `fraction` is 0, all of them serve both purposes.
+    Scans are held out whole: a copy or a cut of one goes where it goes. Where a category has fewer than
+    `HOLD_OUT_FROM` scans, or `fraction` is 0, all of them serve both purposes.
     """
     train, held = [], []
     for category in dict.fromkeys(record.category for record in records):
         members = [record for record in records if record.category == category]
-        if len(members) < HOLD_OUT_FROM or fraction == 0:
+        scans = list(dict.fromkeys(record.source for record in members))
+        if len(scans) < HOLD_OUT_FROM or fraction == 0:
             train += members
             held += members
             continue
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen = set(_generator(seed, category).choice(len(members), count, replace=False).tolist())
-        train += [record for i, record in enumerate(members) if i not in chosen]
-        held += [record for i, record in enumerate(members) if i in chosen]
+        count = min(max(1, round(fraction * len(scans))), len(scans) - 1)
+        drawn = _generator(seed, category).choice(len(scans), count, replace=False)
+        chosen = {scans[i] for i in drawn}
+        train += [record for record in members if record.source not in chosen]
+        held += [record for record in members if record.source in chosen]
     return train, held
 
 
@@ -199,8 +204,14 @@ def _seen(
     normals = orient_outward(points, normals, spacing)
     if view == "full":
         return points, normals
-    seen: Bool[np.ndarray, " N"] = visible_points(points, normals, directions(1, rng)[0], spacing)
-    return points[seen], normals[seen]
+    for _ in range(_CAMERAS):
+        seen: Bool[np.ndarray, " N"] = visible_points(points, normals, directions(1, rng)[0], spacing)
+        if seen.mean() >= _LEAST_SEEN:
+            return points[seen], normals[seen]
+    raise InputError(
+        f"none of {_CAMERAS} cameras sees {_LEAST_SEEN:.0%} of its points. `data.val_view` single is for training "
+        "clouds that are complete; give full for those that are scans from one side."
+    )
 
 
 def _slide(points: Float[np.ndarray, "N 3"], rng: np.random.Generator) -> Float[np.ndarray, "N 3"]:
@@ -210,7 +221,7 @@ def _slide(points: Float[np.ndarray, "N 3"], rng: np.random.Generator) -> Float[
     count = min(7, len(points))  # the point itself, and six others
     if count < 2:
         return points
-    neighbours = KDTree(points).query(points, count)[1]
+    neighbours = np.asarray(KDTree(points).query(points, count)[1])
     partner = neighbours[np.arange(len(points)), rng.integers(1, count, len(points))]
     return points + rng.uniform(0, 0.5, (len(points), 1)) * (points[partner] - points)
 

@@ -153,7 +153,7 @@ def _intervals(drawn: Int[np.ndarray, "R C"], metrics: Mapping[str, tuple], tail
         values = torch.cat([function(*(batch @ counts for counts in per_cloud)).value for batch in batches]).numpy()
         values = values[~np.isnan(values)]
         low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (np.nan, np.nan)
-        found[metric] = (float(low), float(high))
+        found[metric] = (float(low), min(float(high), 1.0))  # sums of many shares may round to more than all
     return found
 
 
