@@ -20,9 +20,9 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.data.io import read_points
 from anomaly3d.errors import InputError
+from anomaly3d.files import replacing, write_text
 from anomaly3d.lit.module import AnomalyModule
 from anomaly3d.lit.record import provenance, row_facts, settings
-from anomaly3d.report.files import replacing, write_text
 from anomaly3d.report.tables import evaluation_table, table_console, write_evaluation
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 

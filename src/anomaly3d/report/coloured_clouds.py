@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anomaly3d.report.files import replacing
+from anomaly3d.files import replacing
 
 
 def save_coloured_ply(

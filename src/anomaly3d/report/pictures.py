@@ -13,9 +13,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
+from anomaly3d.files import replacing
 from anomaly3d.ops.normals import estimate_normals
 from anomaly3d.report.camera import choose_camera, in_front
-from anomaly3d.report.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

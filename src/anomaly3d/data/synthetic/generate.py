@@ -20,6 +20,7 @@ from anomaly3d.data.synthetic.defects import Kind
 from anomaly3d.data.synthetic.scan import Pose, View
 from anomaly3d.data.synthetic.shapes import CATEGORIES
 from anomaly3d.errors import InputError
+from anomaly3d.files import write_text
 
 VERSION = 1
 """Of the generator: raised whenever the same arguments give other clouds."""
@@ -96,7 +97,7 @@ def generate(
     plans = list(_plans(arguments))
     job = partial(_write_cloud, partial_root, settings, seed)
     records = _with_progress(_run(job, plans, workers), len(plans), root.name)
-    _write_text(partial_root / PROVENANCE, json.dumps({**arguments, "clouds": records}, indent=1))
+    write_text(partial_root / PROVENANCE, json.dumps({**arguments, "clouds": records}, indent=1))
     (partial_root / _ARGUMENTS).unlink()
     shutil.rmtree(partial_root / _RECORDS)
     if root.exists():
@@ -156,7 +157,7 @@ def _open_partial(folder: Path, arguments: dict[str, Any]) -> None:
         if not before.exists() or before.read_text() != content:
             raise InputError(f"{folder}: left by an interrupted run with other arguments. Delete it and start again.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / _ARGUMENTS, content)
+    write_text(folder / _ARGUMENTS, content)
     (folder / _RECORDS).mkdir(exist_ok=True)
     for category in arguments["categories"]:
         for name in ("train", "test", "GT"):
@@ -203,12 +204,5 @@ def _write_cloud(root: Path, settings: ScanSettings, seed: int, plan: CloudPlan)
         rows = np.column_stack([cloud.xyz, cloud.mask])[order].ravel().tolist()
         text = "%.6f,%.6f,%.6f,%d\n" * len(cloud.xyz) % tuple(rows)
         (root / plan.category / "GT" / f"{plan.stem}.txt").write_text(text)
-    _write_text(record_path, json.dumps(cloud.record))
+    write_text(record_path, json.dumps(cloud.record))
     return cloud.record
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    draft.replace(path)
