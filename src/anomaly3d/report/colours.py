@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Shaped
 
 NORMAL_GREY = (0.80, 0.80, 0.80)
 ANOMALOUS_RED = (0.835, 0.369, 0.0)  # Okabe and Ito's vermilion: told from grey by every eye
@@ -16,13 +15,12 @@ PERCENTILES = (2.0, 99.5)
 """Of the scores, at the two ends of the colours: few extreme points would leave the others one colour."""
 
 
-def heat_range(scores: Float[np.ndarray, " N"]) -> tuple[np.floating, np.floating]:
+def heat_range(scores: Float[np.ndarray, " N"]) -> Float[np.ndarray, "2"]:
     """The scores at the two ends of the colours."""
-    low, high = np.percentile(scores, PERCENTILES)
-    return low, high
+    return np.percentile(scores, PERCENTILES)
 
 
-def heat_colours(scores: Float[np.ndarray, " N"], as_bytes: bool = False) -> NDArray[np.generic]:
+def heat_colours(scores: Float[np.ndarray, " N"], as_bytes: bool = False) -> Shaped[np.ndarray, "N 4"]:
     """Red, green, blue and alpha (N, 4) of a cloud's scores, from 0 to 1, or as bytes up to 255.
 
     The ends of the colours are the cloud's own; scores that are all the same are pale.
