@@ -366,7 +366,7 @@ def test_what_the_system_refuses_gets_one_line(conf: Path, parts: Path, capsys: 
     verb = ["fit", "--config", str(conf), "--data.root", str(parts)]
     assert "file" in says([*verb, "--trainer.logger.init_args.save_dir", "file/runs"], capsys)
     assert "file" in says(["generate", "--root", "file/parts", "--categories", "[gear]"], capsys)
-    assert "templates: 0" in says(["generate", "--root", "none", "--templates", "0"], capsys)
+    assert "templates=0: give a value from 1" in says(["generate", "--root", "none", "--templates", "0"], capsys)
     assert not Path("none").exists()
 
 
