@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.data.synthetic.cloud import CloudPlan, ScanSettings, child_seed, make_cloud
 from anomaly3d.data.synthetic.defects import Kind
 from anomaly3d.data.synthetic.scan import Pose, View

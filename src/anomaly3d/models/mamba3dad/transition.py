@@ -67,12 +67,3 @@ class DenseTransition(ScaledTransition):
         with no_autocast(self.skew):
             upper = self.skew.triu(diagonal=1)
             return self.scale * (self.base @ torch.linalg.matrix_exp(upper - upper.mT))
-
-    @classmethod
-    def from_rotation(cls, rotation: RotationTransition) -> DenseTransition:
-        """The same A written out. Raising angle i then equals lowering `skew[2 * i, 2 * i + 1]`."""
-        dense = cls(2 * len(rotation.angles), rotation.scale.item(), rotation.max_norm)
-        with torch.no_grad():
-            dense.raw_scale.copy_(rotation.raw_scale)
-            dense.base.copy_(Rotation(torch.ones_like(rotation.scale), rotation.angles).dense())
-        return dense
