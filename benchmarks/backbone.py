@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.procedural.probe import labelled_clouds
 from anomaly3d.data.real3d_ad import Real3DAD
@@ -37,6 +36,7 @@ from anomaly3d.models.components.placement import make_placement
 from anomaly3d.models.components.scoring import TokenScoring
 from anomaly3d.models.components.standardise import TokenStandardiser
 from anomaly3d.types import PatchGroups, PointCloudBatch
+from classical import data_kind, header, row
 
 
 def probe(
@@ -70,7 +70,7 @@ def probe(
             sets["psb30", seed] = (*_labelled(shapes / "psb30_train.npz"), *_labelled(shapes / "psb30_test.npz"))
     which = "the last block" if blocks is None else f"blocks {', '.join(map(str, blocks))}"
     print(f"Linear probe of {which}, {groups} patches of {group_size}: accuracy in percent per seed\n")
-    _header("weights", "sha256", "clouds", "accuracy", "mean")
+    header("weights", "sha256", "clouds", "accuracy", "mean")
     sampler = PatchSampler(groups, group_size)
     names = list(dict.fromkeys(name for name, _ in sets))
     for name in weights or ["random", "small"]:
@@ -115,7 +115,7 @@ def bank(
     blocks = block if isinstance(block, list) else [block]
     which = ", ".join("last" if one is None else str(one) for one in blocks)
     print(f"Memory bank, {groups} patches of {group_size}, block {which}: AUROC in percent per seed\n")
-    _header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
+    header("weights", "sha256", "data", "O-AUROC", "mean", "P-AUROC", "mean")
     rows: dict[str, list[tuple]] = {}
     for label, root in data.items():
         patches = _Patches.of(_module(root), PatchSampler(groups, group_size, pad=True), pseudo_defects, register)
@@ -126,8 +126,8 @@ def bank(
                 called = name if len(blocks) == 1 else f"{name}, block {one}"
                 rows.setdefault(called, []).append((models[0], label, *zip(*found, strict=True)))
     for name, results in rows.items():
-        for row in results:
-            _row(name, *row)
+        for found in results:
+            _row(name, *found)
 
 
 class _Patches(NamedTuple):
@@ -187,7 +187,7 @@ def _tokens(model: FrozenPointMAE, patches: PatchGroups, block: int | None) -> F
 
 
 def _module(root: Path) -> PointCloudDataModule:
-    kind = Real3DAD if any(root.rglob("gt")) else AnomalyShapeNet
+    kind = data_kind(root)
     return kind(root, val_normal=8, val_defective=16, val_view="single" if kind is Real3DAD else "full")
 
 
@@ -218,14 +218,8 @@ def _labelled(file: Path) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(content["points"].astype(np.float32) / 32767), content["label"]
 
 
-def _header(*names: str) -> None:
-    print("| " + " | ".join(names) + " |")
-    print("|" + " :-- |" * len(names), flush=True)
-
-
 def _row(name: str, model: FrozenPointMAE, data: str, *results: list[float] | tuple[float, ...]) -> None:
-    cells = [name, weights_hash(model)[:12], data, *_percent(results)]
-    print("| " + " | ".join(cells) + " |", flush=True)
+    row(name, weights_hash(model)[:12], data, *_percent(results))
 
 
 def _percent(results: tuple[list[float] | tuple[float, ...], ...]) -> Iterator[str]:

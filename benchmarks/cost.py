@@ -85,12 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     mamba = Mamba3dAD(backbone_size="base", backbone_weights="random", voxel_size=None).eval()
     groups = mamba.sampler(batch)
-    tokens = mamba._tokens(groups)
+    tokens = mamba.tokens(groups)
     first = multiply_adds(lambda: FoldedEncoder.fold(mamba.backbone.encoder).tokens(groups.points[0]))
-    frozen = multiply_adds(lambda: mamba._tokens(groups))
-    ordered = mamba._sort(tokens, groups.centres)
-    sorting = multiply_adds(lambda: mamba._sort(tokens, groups.centres))
-    features = mamba._features(ordered)
+    frozen = multiply_adds(lambda: mamba.tokens(groups))
+    ordered = mamba.sort(tokens, groups.centres)
+    sorting = multiply_adds(lambda: mamba.sort(tokens, groups.centres))
+    features = mamba.features(ordered)
     table(
         f"Mamba3dAD: {len(groups.centres[0])} patches of {groups.points.shape[2]} points, {features.shape[1]} slots",
         [
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
                 frozen - first,
             ),
             ("GSAS", parameters(mamba.gsas), sorting),
-            ("adapter", parameters(mamba.adapter, mamba.norm), multiply_adds(lambda: mamba._features(ordered))),
+            ("adapter", parameters(mamba.adapter, mamba.norm), multiply_adds(lambda: mamba.features(ordered))),
             (
                 "discriminator",
                 parameters(mamba.discriminator),

@@ -21,24 +21,30 @@ from torch import Tensor
 from anomaly3d.lit.trained import load_trained
 from anomaly3d.models.mamba3dad import Mamba3dAD
 from anomaly3d.models.mamba3dad.point_defects import slot_labels
-from anomaly3d.types import PointCloudBatch
+from anomaly3d.types import PatchGroups, PointCloudBatch
 
 
 @torch.no_grad()
-def told_apart(detector: Mamba3dAD, batch: PointCloudBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+def patches_of(detector: Mamba3dAD, batch: PointCloudBatch) -> PatchGroups:
+    """A cloud's patches, as they are scored."""
+    _, seen, frames, _ = detector.place_predicted(batch)
+    return detector.sampler(seen, frames)
+
+
+@torch.no_grad()
+def told_apart(detector: Mamba3dAD, groups: PatchGroups) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
     """Labels and logits of the slots of one corrupted cloud; only the generator is in training mode."""
-    groups = detector.sampler(batch)
-    tokens = detector._standardised(detector._tokens(groups))
+    tokens = detector.standardised(detector.tokens(groups))
     defective = torch.zeros_like(tokens[..., 0])
     if detector.corruption == "tokens":
         detector.token_noise.train()
         tokens, defective = detector.token_noise(tokens)
-    ordered = detector._sort(tokens, groups.centres)
-    features, labels = detector._features(ordered), slot_labels(defective, ordered.assignment)
+    ordered = detector.sort(tokens, groups.centres)
+    features, labels = detector.features(ordered), slot_labels(defective, ordered.assignment)
     if detector.corruption == "features":
         detector.generator.train()
         features, labels = detector.generator(features)
-    return labels[0], detector.discriminator(features, ordered.coordinates)[0].float()
+    return labels[0].cpu(), detector.discriminator(features, ordered.coordinates)[0].float().cpu()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,11 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
         untrained = Mamba3dAD(**trained.config["model"]["detector"]["init_args"]).eval()
         untrained.standardiser.load_state_dict(trained.detector.standardiser.state_dict())
         trained.data.setup("test")
-        clouds = [batch for batch in trained.data.test_dataloader() if batch.label.item() == 0][: args.clouds]
+        normal = [batch for batch in trained.data.test_dataloader() if batch.label.item() == 0][: args.clouds]
+        # Where clouds are registered, only what was trained has their templates.
+        patches = [patches_of(trained.detector, batch.to(trained.device)) for batch in normal]
         aurocs, positives = [], 0.0
-        for detector in (untrained, trained.detector):
+        for detector in (untrained.to(trained.device), trained.detector):
             torch.manual_seed(1)
-            labels, logits = map(torch.cat, zip(*(told_apart(detector, cloud) for cloud in clouds), strict=True))
+            labels, logits = map(torch.cat, zip(*(told_apart(detector, groups) for groups in patches), strict=True))
             aurocs.append(roc_auc_score(labels > 0.5, logits))
             positives = labels.mean().item()
         table = pd.read_csv(next(run.rglob("metrics.csv"))).dropna(subset="train/bce").set_index("epoch")

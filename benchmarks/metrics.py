@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly3d.lit.record import peak_memory
+
 UPDATE = 1_000_000
 Updates = Iterator[tuple[Tensor, Tensor]]
 
@@ -118,21 +120,16 @@ CONTENDERS: dict[str, Callable[[Updates, Clock], dict[str, float]]] = {
 }
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(name: str, points: int, positives: float, repeats: int) -> dict[str, float]:
     """Run one contender in this process: seconds, MiB and its values."""
     CONTENDERS[name](updates(1000, 0.5), Clock())  # imports, and whatever is set up once
     for _ in updates(2 * UPDATE, positives):  # so that the making of an update is in the base
         pass
-    before = peak_mib()
+    before = peak_memory()
     clocks = [Clock() for _ in range(repeats)]
     values = [CONTENDERS[name](updates(points, positives), clock) for clock in clocks][-1]
     seconds = {name: min(getattr(clock, name) for clock in clocks) for name in ("seconds", "cpu_seconds")}
-    return {**seconds, "mib": peak_mib() - before, **values}
+    return {**seconds, "mib": (peak_memory() - before) / 2**20, **values}
 
 
 def measured(command: list[str]) -> dict[str, float] | None:

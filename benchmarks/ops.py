@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly3d.ops.canonical import _order_torch, canonical_order
+from anomaly3d.ops.canonical import canonical_order, canonical_order_torch
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import gather_points, interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.normals import estimate_normals
 from anomaly3d.ops.scan import Rotation, lti_scan, naive_lti_scan
 from anomaly3d.ops.sinkhorn import sinkhorn
-from anomaly3d.ops.voxel import _filter_torch, voxel_filter
+from anomaly3d.ops.voxel import voxel_filter, voxel_filter_torch
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def voxel_cases() -> Iterator[Case]:
             "voxel",
             f"{len(xyz)}, {size}",
             "torch.unique",
-            lambda size=size: _filter_torch(xyz, size),
+            lambda size=size: voxel_filter_torch(xyz, size),
             lambda size=size: voxel_filter(xyz, size),
         )
 
@@ -137,7 +137,9 @@ def voxel_cases() -> Iterator[Case]:
 def canonical_cases() -> Iterator[Case]:
     """Lexicographic order against three stable sorts."""
     xyz = surface(1_000_000)
-    yield Case("canonical", "1000000", "3 stable sorts", lambda: _order_torch(xyz), lambda: canonical_order(xyz))
+    yield Case(
+        "canonical", "1000000", "3 stable sorts", lambda: canonical_order_torch(xyz), lambda: canonical_order(xyz)
+    )
 
 
 def normals_cases() -> Iterator[Case]:
@@ -203,7 +205,7 @@ def patches_cases() -> Iterator[Case]:
         xyz = surface(n)
 
         def baseline(xyz: Tensor = xyz) -> Tensor:
-            cloud = _filter_torch(xyz, 0.001)[None]
+            cloud = voxel_filter_torch(xyz, 0.001)[None]
             centres = gather_points(cloud, farthest_point_sampling(cloud, 1024, backend="torch"))
             return torch.cdist(centres, cloud).topk(128, largest=False).indices
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from anomaly3d.lit.record import peak_memory
 from anomaly3d.ops.scan import Rotation, lti_scan, naive_lti_scan
 from anomaly3d.ops.selective_scan import selective_scan
 
@@ -69,20 +68,14 @@ CASES: dict[str, tuple[Callable[[str, int], Run], dict[str, str]]] = {
 }
 
 
-def peak_mb() -> float:
-    """Largest resident memory of this process so far."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def measure(title: str, scan: str, steps: int, repeats: int) -> tuple[float, float]:
     """Median milliseconds, and MB above what was held before the first run."""
     build, _ = CASES[title]
     build(scan, 64)()  # threads, and what autograd loads
     run = build(scan, steps)
-    before = peak_mb()
+    before = peak_memory()
     run()
-    risen, times = peak_mb() - before, []
+    risen, times = (peak_memory() - before) / 2**20, []
     for _ in range(repeats):
         start = time.perf_counter()
         run()

@@ -91,16 +91,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not isinstance(detector, Mamba3dAD) or not isinstance(detector.gsas, GSAS):
         parser.error(f"{args.run} is no training of Mamba3dAD with order: gsas")
     trained.data.setup("test")
-    clouds = [batch for batch in trained.data.test_dataloader() if batch.label.item() == 0][: args.clouds]
+    normal = [batch for batch in trained.data.test_dataloader() if batch.label.item() == 0][: args.clouds]
     torch.manual_seed(0)
-    untrained = Mamba3dAD(**trained.config["model"]["detector"]["init_args"]).gsas.eval()
+    untrained = Mamba3dAD(**trained.config["model"]["detector"]["init_args"]).gsas.eval().to(trained.device)
     assert isinstance(untrained, GSAS)
     rows: dict[str, list[tuple[float, float, float]]] = {}
     losses: dict[str, list[tuple[float, float, float, float]]] = {}
     plans: dict[str, list[tuple[float, float, float, float]]] = {}
-    for batch in clouds:
-        tokens, centres = tokens_of(detector, batch)
-        places = centres[0].repeat(tokens.shape[1], 1)
+    for batch in normal:
+        tokens, centres = tokens_of(detector, batch.to(trained.device))
+        places = centres[0].repeat(tokens.shape[1], 1).cpu()
         for name, sorter in {"GSAS, trained": detector.gsas, "GSAS, untrained": untrained}.items():
             descriptors = sorter.describe(tokens, centres)
             plan, sharp = (sorter.plan(descriptors, centres, sharp) for sharp in (False, True))
@@ -110,13 +110,13 @@ def main(arguments: list[str] | None = None) -> None:
                 "`argmax` of the plan of training": order(plan, "argmax"),
             }
             for how, row in ways.items():
-                rows.setdefault(f"{name}, {how}", []).append(scores(row[0], places))
+                rows.setdefault(f"{name}, {how}", []).append(scores(row[0].cpu(), places))
             losses.setdefault(name, []).append(measured(plan, centres, detector.locality_sigma))
         affinity = detector.gsas.affinity(detector.gsas.describe(tokens, centres)).detach()
         for tau, iterations in ((detector.gsas.tau, detector.gsas.iterations), *COLDER):
             plan = sinkhorn(affinity, tau, iterations)
             entropy, _, _, row = measured(plan, centres, detector.locality_sigma)
-            step, _, different = scores(order(plan, "argmax")[0], places)
+            step, _, different = scores(order(plan, "argmax")[0].cpu(), places)
             plans.setdefault(f"{tau:g}, {iterations}", []).append((entropy, different, step, row))
         fixed: dict[str, Callable[[], Tensor]] = {
             "random": lambda: FixedOrder("random").order(places[None])[0],  # noqa: B023
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for name, make in fixed.items():
             rows.setdefault(name, []).append(scores(make(), places))
-    print(f"{len(clouds)} normal test clouds, {len(places)} tokens, {trained.epochs} epochs\n")
+    print(f"{len(normal)} normal test clouds, {len(places)} tokens, {trained.epochs} epochs\n")
     print("| order | step | near | different |\n|:--|--:|--:|--:|")
     for name, values in rows.items():
         step, near, different = np.mean(values, axis=0)
@@ -144,8 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
 @torch.no_grad()
 def tokens_of(detector: Mamba3dAD, batch: PointCloudBatch) -> tuple[Float[Tensor, "1 L M D"], Float[Tensor, "1 M 3"]]:
     """What the sorter is given for a cloud."""
-    groups = detector.sampler(batch)
-    tokens = detector._standardised(detector._tokens(groups))
+    _, seen, frames, _ = detector.place_predicted(batch)
+    groups = detector.sampler(seen, frames)
+    tokens = detector.standardised(detector.tokens(groups))
     return rearrange(tokens, "b m (l d) -> b l m d", l=len(detector.blocks)), groups.centres
 
 

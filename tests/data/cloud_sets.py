@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 
 
 def sphere(rng: np.random.Generator, count: int = 600, radius: float = 10.0) -> np.ndarray:

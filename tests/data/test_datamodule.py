@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from anomaly3d.data.anomaly_shapenet import AnomalyShapeNet, index_anomaly_shapenet
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.folder import CloudFolder
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.data.real3d_ad import Real3DAD
 from anomaly3d.errors import InputError
 from anomaly3d.types import PointCloudBatch

@@ -11,8 +11,8 @@ from cloud_sets import sphere, write_anomaly_shapenet, write_truth
 from anomaly3d.data.anomaly_shapenet import index_anomaly_shapenet
 from anomaly3d.data.dataset import Cloud, CloudCache, CloudDataset, CloudReader, Sample, collate
 from anomaly3d.data.index import CloudRecord
-from anomaly3d.data.io import write_pcd
 from anomaly3d.data.masks import TruthMismatch
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.errors import InputError
 
 

@@ -8,7 +8,7 @@ import trimesh
 from cloud_sets import sphere, write_truth
 
 from anomaly3d.data.folder import CloudFolder, index_folder
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.errors import InputError
 
 

@@ -7,7 +7,8 @@ import pytest
 import trimesh
 from trimesh.exchange.ply import export_ply
 
-from anomaly3d.data.io import read_cloud, read_points, write_pcd
+from anomaly3d.data.io import centred, finite_rows, read_points
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.errors import InputError
 
 PLY = """ply
@@ -33,6 +34,12 @@ def write_cloud(path: Path, xyz: np.ndarray) -> Path:
     else:
         np.savetxt(path, xyz, delimiter=" " if path.suffix == ".xyz" else ",", fmt="%.17g")
     return path
+
+
+def read_cloud(path: Path, strict: bool = False) -> np.ndarray:
+    """What a data set's reader makes of a file."""
+    points = read_points(path)
+    return centred(points[finite_rows(points, path, strict)])
 
 
 @pytest.mark.parametrize("suffix", [".pcd", ".ply", ".obj", ".xyz", ".txt", ".csv", ".npy"])
@@ -79,7 +86,6 @@ def test_meshes_are_sampled_on_the_surface_the_same_way_each_time(tmp_path: Path
     assert at_limit.any(axis=1).all()
     np.testing.assert_allclose(at_limit.mean(axis=0), np.array([24, 12, 8]) / 44, atol=0.03)
     np.testing.assert_array_equal(points, read_points(path, mesh_points=5000))
-    assert not np.array_equal(points, read_points(path, mesh_points=5000, mesh_seed=1))
 
 
 def test_several_objects_in_one_file_are_one_mesh(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 from anomaly3d.data.anomaly_shapenet import index_anomaly_shapenet
 from anomaly3d.data.dataset import CloudReader
 from anomaly3d.data.index import CloudRecord
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.data.validation import HOLD_OUT_FROM, KINDS, ValidationDataset, ViewSettings, hold_out, make_view
 from anomaly3d.errors import InputError
 

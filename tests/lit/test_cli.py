@@ -19,7 +19,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from anomaly3d.__main__ import main
-from anomaly3d.data.io import read_cloud
+from anomaly3d.data.io import read_points
 from anomaly3d.data.pcd import read_pcd, write_pcd
 from anomaly3d.lit.checkpoints import WholeCheckpoints
 from anomaly3d.lit.cli import AnomalyCLI
@@ -58,7 +58,7 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
     assert result["clouds"].tolist() == [8, 8]
     assert result["anomalous_clouds"].tolist() == [6, 6]
     clouds = sorted(parts.glob("*/test/*.pcd"))
-    assert result["points"].to_numpy().sum() == sum(len(read_cloud(c)) for c in clouds)
+    assert result["points"].to_numpy().sum() == sum(len(read_points(c)) for c in clouds)
     (record_file,) = Path("runs").glob("*/version_1/test/record.json")
     record = json.loads(record_file.read_text())
     assert record["protocol"] == "strict"
@@ -108,12 +108,12 @@ def test_fit_test_validate_predict(conf: Path, parts: Path, capsys: pytest.Captu
         assert row["anomalous"] == (row["object_score"] >= predicted["thresholds"]["object"])
         share = (scores >= np.float32(predicted["thresholds"]["point"])).mean()
         assert row["anomalous_points"] == pytest.approx(share)
-        assert scores.shape == (len(read_cloud(cloud)),)
+        assert scores.shape == (len(read_points(cloud)),)
         assert np.isfinite(scores).all()
         assert (objects_file.parent / str(row["point_scores"])).with_suffix(".ply").stat().st_size > 15 * len(scores)
 
     # A scan far from the origin, with a point that is none: scores by row of the file, colours where the file lies.
-    scan = read_cloud(cloud).astype(np.float64) + np.array([1000.0, -2000.0, 500.0])
+    scan = read_points(cloud) + np.array([1000.0, -2000.0, 500.0])
     scan[3] = np.nan
     np.save("scan.npy", scan)
     main(["predict", *common, "--data.predict_path", "scan.npy"])
@@ -366,7 +366,7 @@ def test_what_the_system_refuses_gets_one_line(conf: Path, parts: Path, capsys: 
     verb = ["fit", "--config", str(conf), "--data.root", str(parts)]
     assert "file" in says([*verb, "--trainer.logger.init_args.save_dir", "file/runs"], capsys)
     assert "file" in says(["generate", "--root", "file/parts", "--categories", "[gear]"], capsys)
-    assert "templates: 0" in says(["generate", "--root", "none", "--templates", "0"], capsys)
+    assert "templates=0: give a value from 1" in says(["generate", "--root", "none", "--templates", "0"], capsys)
     assert not Path("none").exists()
 
 

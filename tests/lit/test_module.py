@@ -27,10 +27,12 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
 from anomaly3d.lit import record
-from anomaly3d.lit.callbacks import PredictionFiles, choose, scoring_costs
 from anomaly3d.lit.checkpoints import WholeCheckpoints, stopped
 from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.lit.point_scores import choose
+from anomaly3d.lit.prediction_files import PredictionFiles
 from anomaly3d.lit.record import settings
+from anomaly3d.lit.run_facts import scoring_costs
 from anomaly3d.lit.schedule import warmup_cosine
 from anomaly3d.metrics.result import EvaluationResult
 from anomaly3d.models.base import Detector

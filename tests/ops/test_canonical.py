@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly3d.ops.canonical import _order_torch, canonical_order
+from anomaly3d.ops.canonical import canonical_order, canonical_order_torch
 
 
 @settings(max_examples=60, deadline=None)
@@ -14,7 +14,7 @@ def test_sorts_like_tuples_and_keeps_the_order_of_equals(points: list) -> None:
     expected = sorted(range(len(points)), key=lambda i: (*points[i], i))
     xyz = torch.tensor(points, dtype=torch.float32)
     assert canonical_order(xyz).tolist() == expected
-    assert _order_torch(xyz).tolist() == expected
+    assert canonical_order_torch(xyz).tolist() == expected
 
 
 def test_the_same_points_in_any_order_give_the_same_bits() -> None:
@@ -26,7 +26,7 @@ def test_the_same_points_in_any_order_give_the_same_bits() -> None:
 
 def test_both_paths_agree_where_few_points_tie() -> None:
     xyz = torch.rand(50_000, 3, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(canonical_order(xyz), _order_torch(xyz))
+    assert torch.equal(canonical_order(xyz), canonical_order_torch(xyz))
 
 
 def test_bad_input_is_refused() -> None:

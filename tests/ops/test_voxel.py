@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from anomaly3d.ops.voxel import _filter_torch, voxel_filter
+from anomaly3d.ops.voxel import voxel_filter, voxel_filter_torch
 
 
 def cloud(n: int, seed: int = 0) -> torch.Tensor:
@@ -35,7 +35,7 @@ def test_centroids_in_the_order_of_the_cells(size: float) -> None:
 def test_both_paths_agree(size: float) -> None:
     """1e-5: keys of 60 bits leave no room for an index, and the argsort runs."""
     xyz = cloud(2_000, 1)
-    assert_close(voxel_filter(xyz, size), _filter_torch(xyz, size), rtol=1e-6, atol=1e-7)
+    assert_close(voxel_filter(xyz, size), voxel_filter_torch(xyz, size), rtol=1e-6, atol=1e-7)
 
 
 def test_as_many_voxels_as_open3d(open3d: ModuleType) -> None:

@@ -17,16 +17,17 @@ def load(path: Path) -> Any:
 def test_round_trip(tmp_path):
     rng = np.random.default_rng(0)
     xyz, scores = rng.normal(size=(50, 3)).astype(np.float32), (100 * rng.normal(size=50)).astype(np.float32)
-    path = save_coloured_ply(tmp_path / "predict" / "cloud.ply", torch.from_numpy(xyz), scores, limits=(-50.0, 50.0))
+    path = save_coloured_ply(tmp_path / "predict" / "cloud.ply", torch.from_numpy(xyz), scores)
     cloud = load(path)
     np.testing.assert_array_equal(cloud.vertices.astype(np.float32), xyz)
     np.testing.assert_array_equal(cloud.metadata["_ply_raw"]["vertex"]["data"]["score"].ravel(), scores)
-    expected = colormaps["YlOrRd"]((scores + 50) / 100, bytes=True)
+    low, high = np.percentile(scores, (2, 99.5))
+    expected = colormaps["YlOrRd"]((scores - low) / (high - low), bytes=True)
     np.testing.assert_array_equal(cloud.colors, expected)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_colours_follow_the_scores_by_default_and_constant_scores_are_drawn(tmp_path):
+def test_colours_follow_the_scores_and_constant_scores_are_drawn(tmp_path):
     xyz = np.random.default_rng(1).random((100, 3))
     green = load(save_coloured_ply(tmp_path / "a.ply", xyz, np.arange(100.0))).colors[:, 1].astype(int)
     assert (np.diff(green) <= 0).all()  # pale yellow to dark red

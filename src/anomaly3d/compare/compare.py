@@ -17,11 +17,11 @@ from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.data.digest import data_digest
 from anomaly3d.data.index import CloudRecord
 from anomaly3d.errors import InputError
+from anomaly3d.files import write_text
 from anomaly3d.metrics.result import METRICS
 from anomaly3d.report.comparison import comparison_tables, write_comparison
 from anomaly3d.report.costs import cost_tables
 from anomaly3d.report.decisions import decision_tables
-from anomaly3d.report.files import write_text
 from anomaly3d.report.published import STATED, Reported, read_published
 from anomaly3d.report.tables import table_console
 

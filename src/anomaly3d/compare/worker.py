@@ -18,11 +18,11 @@ from lightning.pytorch.callbacks import Callback
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, message
-from anomaly3d.lit.callbacks import PointScores
+from anomaly3d.files import write_text
 from anomaly3d.lit.checkpoints import stopped
 from anomaly3d.lit.cli import AnomalyCLI
 from anomaly3d.lit.module import AnomalyModule
-from anomaly3d.report.files import write_text
+from anomaly3d.lit.point_scores import PointScores
 
 
 class Progress(Callback):

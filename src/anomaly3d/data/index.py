@@ -46,6 +46,11 @@ class CloudRecord:
         return f"{self.category}/{self.split}/{self.name or self.path.stem}"
 
 
+def file_stem(sample_id: str) -> str:
+    """A file name for a sample: its id with the folders joined by dots."""
+    return sample_id.replace("/", ".")
+
+
 def without_copy_suffix(stem: str) -> str:
     """`64_bulge_cut` and `64_bulge_copy` derive from the scan `64_bulge`."""
     return _COPY_SUFFIX.sub("", stem)

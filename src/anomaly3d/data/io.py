@@ -13,20 +13,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from anomaly3d.data.pcd import read_pcd, write_pcd
+from anomaly3d.data.pcd import read_pcd
 from anomaly3d.data.text_table import read_table, refuse_empty
 from anomaly3d.errors import InputError
-
-__all__ = [
-    "CLOUD_SUFFIXES",
-    "MESH_SUFFIXES",
-    "centred",
-    "finite_rows",
-    "read_cloud",
-    "read_points",
-    "refuse_stray",
-    "write_pcd",
-]
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl")
 _TEXT_SUFFIXES = (".xyz", ".txt", ".csv")
@@ -37,26 +26,12 @@ _FAR = 1000.0
 """In distances of the median point; one that lies farther out is none of the object's [ours]."""
 
 
-def read_cloud(
-    path: str | Path, strict: bool = False, mesh_points: int = 50_000, mesh_seed: int = 0
-) -> Float32[np.ndarray, "N 3"]:
-    """Points of a cloud in the file's order, centred on their mean.
-
-    Non-finite points are dropped with a warning that counts them, or refused if `strict`; what remains keeps its order,
-    so scores are reported for the remaining points. A mesh is sampled: see `read_points`.
-    Raises InputError for a file that cannot be read or holds no finite point.
-    """
-    path = Path(path)
-    points = read_points(path, mesh_points, mesh_seed)
-    return centred(points[finite_rows(points, path, strict)])
-
-
-def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0) -> Float[np.ndarray, "N 3"]:
+def read_points(path: str | Path, mesh_points: int = 50_000) -> Float[np.ndarray, "N 3"]:
     """Points as the file has them: float64, file units and order, not centred, non-finite ones included.
 
     Suffixes: .pcd, .ply, .obj, .stl, .npy, and .xyz, .txt, .csv, whose columns x, y and z are those that a header names
-    so, else the first three. Of a mesh `mesh_points` are drawn uniformly from the surface, always the same ones for one
-    `mesh_seed`.
+    so, else the first three. Of a mesh `mesh_points` are drawn uniformly from the surface, always the same ones.
+    Raises InputError for a file that cannot be read, or holds no points.
     """
     path = Path(path)
     refuse_empty(path)
@@ -64,7 +39,7 @@ def read_points(path: str | Path, mesh_points: int = 50_000, mesh_seed: int = 0)
     if suffix == ".pcd":
         points = read_pcd(path)
     elif suffix in MESH_SUFFIXES:
-        points = _read_geometry(path, mesh_points, mesh_seed)
+        points = _read_geometry(path, mesh_points)
     elif suffix in _TEXT_SUFFIXES:
         points = read_table(path, ("x", "y", "z"))
     elif suffix == ".npy":
@@ -118,7 +93,7 @@ def read_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_geometry(path: Path, mesh_points: int, mesh_seed: int) -> Float[np.ndarray, "N 3"]:
+def _read_geometry(path: Path, mesh_points: int) -> Float[np.ndarray, "N 3"]:
     import trimesh
 
     try:
@@ -136,7 +111,7 @@ def _read_geometry(path: Path, mesh_points: int, mesh_seed: int) -> Float[np.nda
         return points
     if not np.isfinite(points).all() or not geometry.area > 0:
         raise InputError(f"{path}: a mesh without area, or with vertices that are not finite. Repair it.")
-    return trimesh.sample.sample_surface(geometry, mesh_points, seed=mesh_seed)[0]
+    return trimesh.sample.sample_surface(geometry, mesh_points, seed=0)[0]
 
 
 def _refuse_cut_off(path: Path, points: int, faces: int) -> None:

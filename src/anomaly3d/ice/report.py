@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from anomaly3d.files import write_text
 from anomaly3d.ice.features import CloudFeatures
 from anomaly3d.ice.probes import Entanglement, embed_in_plane
-from anomaly3d.report.files import write_text
 from anomaly3d.report.scatter import Panel, scatter_panels
 from anomaly3d.report.tables import Table, percent, provenance_line
 

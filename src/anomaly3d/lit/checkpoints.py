@@ -11,7 +11,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from anomaly3d.errors import InputError, reason
-from anomaly3d.report.files import replacing
+from anomaly3d.files import replacing
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -19,11 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomaly3d.data.datamodule import PointCloudDataModule
 from anomaly3d.errors import InputError, reason
-from anomaly3d.lit.callbacks import PredictionFiles, ResultTable
 from anomaly3d.lit.checkpoints import check_checkpoint, write_whole_checkpoints
 from anomaly3d.lit.heatmaps import HeatMaps
 from anomaly3d.lit.module import AnomalyModule
+from anomaly3d.lit.prediction_files import PredictionFiles
 from anomaly3d.lit.random_state import RandomState
+from anomaly3d.lit.result_table import ResultTable
 from anomaly3d.lit.run_folder import SaveConfig, check_loggers, remove_empty, with_folder
 from anomaly3d.models.backbones import weights
 

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomaly3d.data.datamodule import PointCloudDataModule
+from anomaly3d.report.colours import ANOMALOUS_RED, NORMAL_GREY, heat_colours
 from anomaly3d.types import AnomalyPrediction, PointCloudBatch
 
 _MOST_POINTS = 50_000
@@ -95,18 +96,11 @@ def scene(
 ) -> Float[np.ndarray, "M 6"]:
     """Points x, y, z, r, g, b (0 to 255): the cloud in the colours of its scores and, beside it, of its truth.
 
-    Colours as in our pictures: the cloud's own 2nd and 99.5th percentile are the ends of the scale. Of larger clouds a
-    random half of W&B's limit of points, always the same.
+    Of larger clouds a random half of W&B's limit of points, always the same.
     """
-    from matplotlib import colormaps
-
-    from anomaly3d.report.pictures import ANOMALOUS_RED, NORMAL_GREY
-
-    low, high = np.percentile(scores, (2.0, 99.5))
     chosen = np.random.default_rng(0).permutation(len(xyz))[: _MOST_POINTS // 2]
-    xyz, scores, mask = xyz[chosen], scores[chosen], mask[chosen]
-    share = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    heat = colormaps["YlOrRd"](share.clip(0, 1))[:, :3]
+    heat = heat_colours(scores)[chosen, :3]  # by all scores, before some are left out
+    xyz, mask = xyz[chosen], mask[chosen]
     truth = np.where(mask[:, None], ANOMALOUS_RED, NORMAL_GREY)
     centred = xyz - (xyz.min(0) + xyz.max(0)) / 2
     beside = centred + np.array([1.2 * np.ptp(xyz[:, 0]), 0, 0])

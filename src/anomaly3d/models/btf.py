@@ -40,10 +40,10 @@ class BTF(BankDetector):
         feature_radius: neighbourhood of a histogram in voxels [paper: 2.5 mm, 5 voxels].
         feature_neighbours: most points in it [paper: 100]. On validation clouds 100 did best where clouds are complete,
             20 on scans from one side (`benchmarks/results/classical.md`); under `paper` others than 100 are warned of.
-        bank_stride: every which feature of a training cloud is kept, in the order of the file under `paper`; None takes
-            100 under `paper` [code of Real3D-AD], every one under `strict`.
-        test_stride: of a cloud that is scored, likewise; None takes 500 under `paper` [code of Real3D-AD], every one
-            under `strict`. A cloud of few points wants a smaller one.
+        bank_stride: n, if the bank keeps every n-th feature of a training cloud, in the order of the file under
+            `paper`; None takes 100 under `paper` [code of Real3D-AD], 1 under `strict`.
+        test_stride: the same of a cloud that is scored; None takes 500 under `paper` [code of Real3D-AD], 1 under
+            `strict`. A cloud of few points wants a smaller one.
         reweighting: rows of the bank by which the object score is weighed under `paper` [paper], the nearest among
             them, which the sum leaves out [code]. Under `strict` nothing is weighed: `top_share` makes the score.
         smooth_neighbours: key points over which a score is averaged; None takes 64 under `strict` [ours], 1 under

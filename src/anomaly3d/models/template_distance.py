@@ -24,8 +24,8 @@ from anomaly3d.ops.voxel import voxel_filter
 class TemplateDistance(RegisteredBankDetector):
     """Distance to the nearest point of the registered training clouds, `min_t min_j |T x_i - y_tj|` [ours].
 
-    In no paper's table, and the row that every table needs: a learned method below it has shown nothing yet where
-    parts are rigid. Training clouds of a category are brought into the pose of the first, so that a test cloud is
+    No paper's table has this row, and every table needs it: where parts are rigid, a learned method that ends below it
+    has shown nothing yet. Training clouds of a category are brought into the pose of the first, so that a test cloud is
     registered once per category, to the merged clouds (global registration and ICP, `components/registration.py`),
     where ICP to each training cloud and the minimum over them would take as many times as long [ours]; the category is
     the one with the smallest residual.

@@ -22,7 +22,7 @@ def canonical_order(xyz: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
     xyz = as_coordinates(xyz)
     if xyz.device.type == "cpu":
         return torch.from_numpy(_order_ties(xyz.numpy()))
-    return _order_torch(xyz)
+    return canonical_order_torch(xyz)
 
 
 def order_seen(xyz: Float[Tensor, "N 3"], canonical: bool) -> Int[Tensor, " N"]:
@@ -30,7 +30,8 @@ def order_seen(xyz: Float[Tensor, "N 3"], canonical: bool) -> Int[Tensor, " N"]:
     return canonical_order(xyz) if canonical else torch.arange(len(xyz), device=xyz.device)
 
 
-def _order_torch(xyz: Tensor) -> Tensor:
+def canonical_order_torch(xyz: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
+    """The specification of `canonical_order`, and what runs on GPUs: a stable sort per axis, the last one first."""
     order = xyz[:, 2].argsort(stable=True)
     for axis in (1, 0):
         order = order[xyz[order, axis].argsort(stable=True)]

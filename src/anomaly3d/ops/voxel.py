@@ -36,10 +36,11 @@ def voxel_filter(xyz: Float[Tensor, "N 3"], size: float) -> Float[Tensor, "V 3"]
         raise InputError(f"voxel size {size:g} is too small: the cloud spans {span:.3g} voxels, at most {1 << _BITS}")
     if xyz.device.type == "cpu":
         return torch.from_numpy(_filter_sorted(xyz.numpy(), size))
-    return _filter_torch(xyz, size)
+    return voxel_filter_torch(xyz, size)
 
 
-def _filter_torch(xyz: Tensor, size: float) -> Tensor:
+def voxel_filter_torch(xyz: Float[Tensor, "N 3"], size: float) -> Float[Tensor, "V 3"]:
+    """The specification of `voxel_filter`, and what runs on GPUs."""
     points = xyz.double()
     x, y, z = ((points - points.amin(0)) / size).to(torch.int64).unbind(-1)
     occupied, voxel, count = torch.unique(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomaly3d.data.released_splits import released_counts
 from anomaly3d.errors import InputError
-from anomaly3d.report.files import write_text
+from anomaly3d.files import write_text
 from anomaly3d.report.results_csv import read_results
 from anomaly3d.report.table_checks import attainable_table, means_table, precision_table
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly3d.errors import InputError
+from anomaly3d.files import write_text
 from anomaly3d.metrics.result import METRICS, POINT_METRICS, largest_error, mean_interval
-from anomaly3d.report.files import write_text
 from anomaly3d.report.published import Published, published_mean, published_metrics, published_of
 from anomaly3d.report.tables import HEADINGS, Table, percent, percent_interval
 

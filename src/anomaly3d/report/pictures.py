@@ -13,18 +13,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
+from anomaly3d.files import replacing
 from anomaly3d.ops.normals import estimate_normals
 from anomaly3d.report.camera import choose_camera, in_front
-from anomaly3d.report.files import replacing
+from anomaly3d.report.colours import ANOMALOUS_RED, HEAT, NORMAL_GREY, PERCENTILES, heat_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NORMAL_GREY = (0.80, 0.80, 0.80)
-ANOMALOUS_RED = (0.835, 0.369, 0.0)  # Okabe and Ito's vermilion: told from grey by every eye
-
 _PANEL, _TITLE, _BAR, _GAP = 2.3, 0.28, 0.58, 0.08  # inches
+_DPI = 200
+_MOST_POINTS = 15_000  # of a cloud
 _CAMERA_POINTS = 4000  # enough to tell what a direction shows
 _AMBIENT = 0.45
 
@@ -52,31 +52,18 @@ class CloudRow:
     up: tuple[float, float, float] = (0.0, 1.0, 0.0)
 
 
-def heatmap_grid(
-    rows: Sequence[CloudRow],
-    columns: Sequence[str],
-    path: Path | str | None = None,
-    percentiles: tuple[float, float] = (2.0, 99.5),
-    max_points: int = 15_000,
-    colour_map: str = "YlOrRd",
-    dpi: int = 200,
-) -> Figure:
+def heatmap_grid(rows: Sequence[CloudRow], columns: Sequence[str], path: Path | str | None = None) -> Figure:
     """Draw each cloud's ground truth and, beside it, what each column's method says.
 
     All panels of a row share one viewpoint, chosen so that the defect is in sight. All panels of a column share one
     colour scale: the two percentiles of the method's point scores over the clouds shown, named under its bar.
-    The surface is shaded by estimated normals. At most `max_points` points of a cloud are drawn, a
-    random subset with a fixed seed.
+    The surface is shaded by estimated normals. Of a cloud of more than 15,000 points a random subset with a fixed seed
+    is drawn.
 
     Args:
         rows: clouds, from top to bottom.
         columns: keys of `CloudRow.heat`, from left to right, used as headings.
         path: where to save the picture (format by suffix); not saved if None.
-        percentiles: scores at the two ends of the colour map.
-        max_points: bound on the points drawn of a cloud.
-        colour_map: a matplotlib name; the default is ordered by lightness, for colour-blind readers and in print,
-            and pale where scores are low, so that the shading of the shape stays visible.
-        dpi: dots per inch of the saved file.
 
     Raises:
         ValueError: no row or column, or scores and mask that do not fit the cloud.
@@ -87,12 +74,12 @@ def heatmap_grid(
     from matplotlib.figure import Figure
 
     _check(rows, columns)
-    views = [_View(row, max_points) for row in rows]
+    views = [_View(row) for row in rows]
     headings = [textwrap.fill(heading, 24) for heading in ["ground truth", *columns]]
     header = 0.16 + 0.18 * max(heading.count("\n") + 1 for heading in headings)
     width = (1 + len(columns)) * (_PANEL + _GAP) + _GAP
     height = header + sum(_TITLE + view.height for view in views) + _BAR
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
     def add_axes(column: int, top: float, wide: float, high: float) -> Axes:
@@ -102,8 +89,8 @@ def heatmap_grid(
 
     scales = {}
     for name in columns:
-        low, high = np.percentile(np.concatenate([_scores(row, name) for row in rows]), percentiles)
-        scales[name] = ScalarMappable(Normalize(low, max(high, np.nextafter(low, np.inf))), colour_map)
+        low, high = heat_range(np.concatenate([_scores(row, name) for row in rows]))
+        scales[name] = ScalarMappable(Normalize(low, max(high, np.nextafter(low, np.inf))), HEAT)
     for index, heading in enumerate(headings):
         x = (_GAP + index * (_PANEL + _GAP) + _PANEL / 2) / width
         figure.text(x, 1 - header / 2 / height, heading, ha="center", va="center", fontsize=10, weight="bold")
@@ -125,20 +112,20 @@ def heatmap_grid(
         ends = scales[name].get_clim()
         bar.set_ticks(list(ends), labels=[f"{value:.3g}" for value in ends])
         bar.ax.tick_params(labelsize=7, length=2, pad=2)
-        bar.set_label("point score, percentiles {:g} to {:g}".format(*percentiles), fontsize=7, labelpad=1)
+        bar.set_label("point score, percentiles {:g} to {:g}".format(*PERCENTILES), fontsize=7, labelpad=1)
     if path is not None:
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=dpi)
+            figure.savefig(temporary, dpi=_DPI)
     return figure
 
 
 class _View:
     """A cloud thinned out and seen from its camera, far points first. `height` of a panel that holds it, in inches."""
 
-    def __init__(self, row: CloudRow, max_points: int) -> None:
+    def __init__(self, row: CloudRow) -> None:
         xyz = np.asarray(row.xyz, dtype=np.float64)
         # A random order: any prefix is a sample of the whole.
-        self.chosen = np.random.default_rng(0).permutation(len(xyz))[:max_points]
+        self.chosen = np.random.default_rng(0).permutation(len(xyz))[:_MOST_POINTS]
         xyz = xyz[self.chosen]
         mask = np.zeros(len(xyz), dtype=bool) if row.mask is None else np.asarray(row.mask, dtype=bool)[self.chosen]
         few = slice(_CAMERA_POINTS)

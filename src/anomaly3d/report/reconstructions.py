@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from anomaly3d.files import replacing
 from anomaly3d.models.backbones.mae import MaskedReconstruction
-from anomaly3d.report.files import replacing
 
 
 def draw_reconstructions(found: MaskedReconstruction, path: Path, title: str, clouds: int = 4) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from anomaly3d.report.files import replacing
+from anomaly3d.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

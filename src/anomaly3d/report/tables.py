@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly3d.errors import InputError
+from anomaly3d.files import write_text
 from anomaly3d.metrics.result import METRICS, POINT_METRICS, CategoryResult, EvaluationResult
-from anomaly3d.report.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

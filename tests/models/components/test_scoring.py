@@ -53,9 +53,9 @@ def test_each_choice_can_be_overridden_alone():
         ({"normalise": "instances"}, "normalise='instances'"),
         ({"smooth": "index"}, "smooth='index'"),
         ({"propagate": "linear"}, "propagate='linear'"),
-        ({"smooth": "token_index", "kernel": 4}, "odd"),
-        ({"kernel": 0}, "positive"),
-        ({"sigma": 0.0}, "positive"),
+        ({"smooth": "token_index", "kernel": 4}, "smooth_kernel=4: .*odd"),
+        ({"kernel": 0}, "smooth_kernel=0: give a value from 1"),
+        ({"sigma": 0.0}, r"smooth_sigma=0\.0: give a value from 1e-06"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -242,7 +242,7 @@ def test_all_kinds_train_and_score(kind: AdapterKind, bidirectional: bool) -> No
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="adapter=gru: choose from lti, selective"):
+    with pytest.raises(InputError, match="adapter='gru': choose from lti, selective"):
         make_adapter("gru", 8)  # pyright: ignore[reportArgumentType]
     for kind in ("attention", "mlp", "identity"):
         with pytest.raises(InputError, match=f"adapter={kind} does not scan"):

@@ -78,7 +78,7 @@ def test_entries_are_detached():
 
 
 def test_empty_buffer_is_refused():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="buffer_size=0: give a value from 1"):
         ContrastiveBuffer(0, 2)
 
 

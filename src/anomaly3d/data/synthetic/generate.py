@@ -8,18 +8,20 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from anomaly3d.data.io import write_pcd
+from anomaly3d.data.pcd import write_pcd
 from anomaly3d.data.synthetic.cloud import CloudPlan, ScanSettings, child_seed, make_cloud
 from anomaly3d.data.synthetic.defects import Kind
 from anomaly3d.data.synthetic.scan import Pose, View
 from anomaly3d.data.synthetic.shapes import CATEGORIES
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_choice, check_range
+from anomaly3d.files import write_text
 
 VERSION = 1
 """Of the generator: raised whenever the same arguments give other clouds."""
@@ -96,7 +98,7 @@ def generate(
     plans = list(_plans(arguments))
     job = partial(_write_cloud, partial_root, settings, seed)
     records = _with_progress(_run(job, plans, workers), len(plans), root.name)
-    _write_text(partial_root / PROVENANCE, json.dumps({**arguments, "clouds": records}, indent=1))
+    write_text(partial_root / PROVENANCE, json.dumps({**arguments, "clouds": records}, indent=1))
     (partial_root / _ARGUMENTS).unlink()
     shutil.rmtree(partial_root / _RECORDS)
     if root.exists():
@@ -116,21 +118,14 @@ def _choice(setting: str, wanted: str | Sequence[str], known: tuple[str, ...]) -
 
 
 def _check(arguments: dict[str, Any], settings: ScanSettings, workers: int) -> None:
-    for name in ("templates", "normals", "defects_per_kind", "seed"):
-        if arguments[name] < 0:
-            raise InputError(f"{name}: {arguments[name]} is negative. Give 0 or more.")
-    if not arguments["templates"]:
-        raise InputError("templates: 0. A set needs clouds to train on; give 1 or more.")
-    if workers < 1:
-        raise InputError(f"workers: {workers} processes. Give 1 or more.")
+    check_range(0, inf, **{name: arguments[name] for name in ("normals", "defects_per_kind", "seed")})
+    check_range(1, inf, templates=arguments["templates"], workers=workers)
     low, high = (settings.points, settings.points) if isinstance(settings.points, int) else settings.points
     if not _LEAST_POINTS <= low <= high:
         raise InputError(f"points: {settings.points}. Give a number, or a range, of at least {_LEAST_POINTS} points.")
-    if not 0 <= settings.noise <= 0.05:
-        raise InputError(f"noise: {settings.noise} diagonals. Give a value from 0 to 0.05; sensors reach about 0.001.")
-    for name, value, known in (("view", settings.view, View), ("pose", settings.pose, Pose)):
-        if value not in get_args(known):
-            raise InputError(f"{name}: {value!r} is not among {', '.join(get_args(known))}.")
+    check_range(0, 0.05, noise=settings.noise)  # of the diagonal; sensors reach about 0.001
+    check_choice(get_args(View), view=settings.view)
+    check_choice(get_args(Pose), pose=settings.pose)
 
 
 def _finished(root: Path, arguments: dict[str, Any]) -> bool:
@@ -156,7 +151,7 @@ def _open_partial(folder: Path, arguments: dict[str, Any]) -> None:
         if not before.exists() or before.read_text() != content:
             raise InputError(f"{folder}: left by an interrupted run with other arguments. Delete it and start again.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / _ARGUMENTS, content)
+    write_text(folder / _ARGUMENTS, content)
     (folder / _RECORDS).mkdir(exist_ok=True)
     for category in arguments["categories"]:
         for name in ("train", "test", "GT"):
@@ -203,12 +198,5 @@ def _write_cloud(root: Path, settings: ScanSettings, seed: int, plan: CloudPlan)
         rows = np.column_stack([cloud.xyz, cloud.mask])[order].ravel().tolist()
         text = "%.6f,%.6f,%.6f,%d\n" * len(cloud.xyz) % tuple(rows)
         (root / plan.category / "GT" / f"{plan.stem}.txt").write_text(text)
-    _write_text(record_path, json.dumps(cloud.record))
+    write_text(record_path, json.dumps(cloud.record))
     return cloud.record
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    draft.replace(path)

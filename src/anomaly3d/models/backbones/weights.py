@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly3d.errors import InputError, reason
+from anomaly3d.files import replacing
 from anomaly3d.models.backbones.point_mae import ARCHITECTURES, FrozenPointMAE, Size
-from anomaly3d.report.files import replacing
 
 SHIPPED: dict[str, Path] = {"small": Path(__file__).with_name("point_mae_small.safetensors")}
 """Weights that come with the package; point_mae_small.md says how they were made."""

@@ -54,7 +54,7 @@ def nearest(
 def _likest(
     query: Float[Tensor, "N D"], rows: Float[Tensor, "m D"], k: int
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """The k smallest |b|^2 / 2 - qb of each query, and whose they are."""
+    """The k smallest |b|^2 / 2 - qb of each query q over the rows b, and the indices of these rows."""
     half_norm, rows = rows.square().sum(1) / 2, rows.T.contiguous()
     values, found = [], []
     for part in query.split(max(1, _CHUNK_DISTANCES // len(half_norm))):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from anomaly3d.files import replacing
 from anomaly3d.ops.backend import installed_version
-from anomaly3d.report.files import replacing
 
 POSES = "ANOMALY3D_POSES"
 """Environment variable: the folder where registrations are kept; without it, each is computed."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anomaly3d.errors import InputError, check_choice
+from anomaly3d.errors import InputError, check_choice, check_range
 from anomaly3d.ops.grouping import gather_points, interpolate
 from anomaly3d.ops.knn import knn
 from anomaly3d.ops.precision import no_autocast
@@ -53,12 +53,10 @@ class TokenScoring:
     def __post_init__(self) -> None:
         for name, choices in (("normalise", Normalise), ("smooth", Smooth), ("propagate", Propagate)):
             check_choice(get_args(choices), **{name: getattr(self, name)})
-        if self.kernel < 1 or (self.smooth == "token_index" and self.kernel % 2 == 0):
-            raise InputError(
-                f"The smoothing kernel must be positive, and odd along the token index; got {self.kernel}."
-            )
-        if not 0 < self.sigma < inf:
-            raise InputError(f"smooth_sigma must be positive and finite; got {self.sigma}.")
+        check_range(1, inf, smooth_kernel=self.kernel)
+        check_range(1e-6, 1e6, smooth_sigma=self.sigma)
+        if self.smooth == "token_index" and self.kernel % 2 == 0:
+            raise InputError(f"smooth_kernel={self.kernel}: along the token_index give an odd number")
 
     @classmethod
     def preset(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from anomaly3d.errors import InputError
+from anomaly3d.errors import InputError, check_choice
 from anomaly3d.models.mamba3dad.adapter import LTIAdapter
 from anomaly3d.models.mamba3dad.attention import AttentionAdapter
 from anomaly3d.models.mamba3dad.mlp import MLPAdapter
@@ -49,8 +49,7 @@ def make_adapter(
     Raises:
         InputError: an unknown kind, or both directions asked of a kind that has none.
     """
-    if kind not in get_args(AdapterKind):
-        raise InputError(f"adapter={kind}: choose from {', '.join(get_args(AdapterKind))}")
+    check_choice(get_args(AdapterKind), adapter=kind)
     if bidirectional and kind not in ("lti", "selective"):
         raise InputError(f"bidirectional=True: adapter={kind} does not scan; use lti or selective, or drop it")
     if kind == "lti":

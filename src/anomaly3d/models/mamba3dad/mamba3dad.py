@@ -401,11 +401,11 @@ class Mamba3dAD(PlacingDetector):
             return self.look(batch)
         views = [self._view(*cloud) for cloud in batch.named_clouds()]
         tokens, centres, defective = map(torch.cat, zip(*views, strict=True))
-        tokens = self._standardised(tokens)
+        tokens = self.standardised(tokens)
         if self.corruption == "tokens":
             tokens, defective = self.token_noise(tokens)
-        ordered = self._sort(tokens, centres)
-        features = self._features(ordered)
+        ordered = self.sort(tokens, centres)
+        features = self.features(ordered)
         labels, positive_weight = torch.zeros_like(features[..., 0], dtype=torch.float32), self.positive_weight
         if self.corruption in ("features", "both"):
             shares = None
@@ -434,8 +434,8 @@ class Mamba3dAD(PlacingDetector):
         """Logits carried back to every point of the file, and the largest of them for the object."""
         batch, seen, frames, category_logits = self.place_predicted(batch)
         groups = self.sampler(seen, frames)
-        ordered = self._sort(self._standardised(self._tokens(groups)), groups.centres)
-        features = self._features(ordered)
+        ordered = self.sort(self.standardised(self.tokens(groups)), groups.centres)
+        features = self.features(ordered)
         with stage("discriminator"):
             logits = self.discriminator(features, ordered.coordinates).float()
         with stage("reprojection"):
@@ -488,12 +488,14 @@ class Mamba3dAD(PlacingDetector):
         shares = torch.zeros_like(groups.centres[..., 0])
         if defective is not None:
             shares = moved_share(defective, groups.index[0])[None]
-        return TrainingView(self._tokens(groups), groups.centres, shares)
+        return TrainingView(self.tokens(groups), groups.centres, shares)
 
-    def _tokens(self, groups: PatchGroups) -> Float[Tensor, "B M C"]:
+    def tokens(self, groups: PatchGroups) -> Float[Tensor, "B M C"]:
+        """Tokens of the patches from all `blocks`, side by side."""
         return torch.cat(self.backbone(groups.points, groups.centres, self.blocks), dim=-1)
 
-    def _standardised(self, tokens: Float[Tensor, "B M C"]) -> Float[Tensor, "B M C"]:
+    def standardised(self, tokens: Float[Tensor, "B M C"]) -> Float[Tensor, "B M C"]:
+        """The tokens as `sort` expects them; in training mode their variation counts from now on."""
         if not self.standardise:
             return tokens
         if self.training:
@@ -501,12 +503,14 @@ class Mamba3dAD(PlacingDetector):
         return self.standardiser(tokens)
 
     @stage("GSAS")
-    def _sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
+    def sort(self, tokens: Float[Tensor, "B M C"], centres: Float[Tensor, "B M 3"]) -> SortedTokens:
+        """Slots in the order of training, or in that of deployment."""
         ordering = self.ordering if self.training else self.deployment
         return self.gsas(rearrange(tokens, "b m (l d) -> b l m d", l=len(self.blocks)), centres, ordering)
 
     @stage("adapter")
-    def _features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
+    def features(self, ordered: SortedTokens) -> Float[Tensor, "B S D"]:
+        """What the discriminator sees of the slots, after the adapter."""
         return self.norm(self.adapter(ordered.features))
 
     def _to_file(

@@ -19,7 +19,9 @@ class ScaledTransition(nn.Module):
     def __init__(self, scale: float, max_norm: float) -> None:
         super().__init__()
         if not 0 < scale < max_norm < 1:
-            raise InputError(f"the transition's scale {scale} must lie between 0 and its limit {max_norm} < 1")
+            raise InputError(
+                f"state_scale={scale}: give one above 0 and below max_state_norm={max_norm}, itself below 1"
+            )
         self.max_norm = max_norm
         self.raw_scale = nn.Parameter(torch.tensor(math.log(scale / (max_norm - scale))))
 
@@ -35,7 +37,7 @@ class RotationTransition(ScaledTransition):
     def __init__(self, state: int, scale: float = 0.9, max_norm: float = 0.95) -> None:
         super().__init__(scale, max_norm)
         if state % 2:
-            raise InputError(f"a rotation turns pairs of components: the state's width {state} must be even")
+            raise InputError(f"state={state}: transition rotation turns pairs of components; give an even number")
         self.angles = nn.Parameter(math.pi * (2 * torch.rand(state // 2) - 1))
 
     def forward(self) -> Rotation:
@@ -65,12 +67,3 @@ class DenseTransition(ScaledTransition):
         with no_autocast(self.skew):
             upper = self.skew.triu(diagonal=1)
             return self.scale * (self.base @ torch.linalg.matrix_exp(upper - upper.mT))
-
-    @classmethod
-    def from_rotation(cls, rotation: RotationTransition) -> DenseTransition:
-        """The same A written out. Raising angle i then equals lowering `skew[2 * i, 2 * i + 1]`."""
-        dense = cls(2 * len(rotation.angles), rotation.scale.item(), rotation.max_norm)
-        with torch.no_grad():
-            dense.raw_scale.copy_(rotation.raw_scale)
-            dense.base.copy_(Rotation(torch.ones_like(rotation.scale), rotation.angles).dense())
-        return dense

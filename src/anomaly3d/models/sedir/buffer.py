@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anomaly3d.errors import InputError, check_choice
+from anomaly3d.errors import check_choice, check_range
 from anomaly3d.models.components.ranks import gather_ranks
 
 Eviction = Literal["fifo", "balanced"]
@@ -35,8 +36,7 @@ class ContrastiveBuffer(nn.Module):
 
     def __init__(self, size: int, width: int, eviction: Eviction = "fifo") -> None:
         super().__init__()
-        if size < 1:
-            raise InputError(f"The contrastive buffer needs at least one entry, not {size}.")
+        check_range(1, inf, buffer_size=size)
         check_choice(get_args(Eviction), buffer_eviction=eviction)
         self.eviction = eviction
         self.register_buffer("embedding", torch.zeros(size, width))

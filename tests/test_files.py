@@ -1,6 +1,6 @@
 import pytest
 
-from anomaly3d.report.files import replacing, write_text
+from anomaly3d.files import replacing, write_text
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
