@@ -285,10 +285,6 @@ class MC3DAD(PlacingDetector):
         encoded = self.encoder(self.jitter(view.tokens), position, visible)
         return self.decoder(encoded, position, visible)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.decoder.project.weight.device
-
 
 def _xavier(module: nn.Module) -> None:
     """Glorot's uniform weights [code], zero biases [ours]."""
