@@ -78,13 +78,16 @@ class PointCloudBatch(_Movable):
         label: Sequence[int] | None = None,
         mask: Sequence[Bool[Tensor, " N"] | None] | None = None,
     ) -> PointCloudBatch:
-        """Pack single clouds; every sequence has one entry per cloud, `mask` None for one without point truth."""
+        """Pack single clouds; every sequence has one entry per cloud, `mask` None for one without point truth.
+
+        All of the batch, `offsets` included, lies on the device of the first cloud.
+        """
         sizes = torch.tensor([0, *(len(cloud) for cloud in clouds)])
         known = [False] * len(clouds) if mask is None else [one is not None for one in mask]
         masks = None
         if mask is not None and any(known):
             masks = [
-                torch.zeros(len(cloud), dtype=torch.bool) if one is None else one
+                cloud.new_zeros(len(cloud), dtype=torch.bool) if one is None else one
                 for cloud, one in zip(clouds, mask, strict=True)
             ]
         return PointCloudBatch(
@@ -95,7 +98,12 @@ class PointCloudBatch(_Movable):
             label=None if label is None else torch.as_tensor(label),
             mask=None if masks is None else torch.cat(masks),
             masked=None if masks is None or all(known) else torch.tensor(known),
-        )
+        ).to(clouds[0].device)
+
+    @staticmethod
+    def single(cloud: Float[Tensor, "N 3"], name: str) -> PointCloudBatch:
+        """One cloud of unknown truth as a batch, on its device; `name` is its sample id."""
+        return PointCloudBatch.pack([cloud], [name])
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """The points where they are registered first, else the tokens."""
         if not self.register_clouds:
             return self.tokens(cloud, name)[1]
-        self.patches.frame(PointCloudBatch.pack([cloud], [name]))  # refuses too small a cloud while its name is known
+        self.patches.frame(PointCloudBatch.single(cloud, name))  # refuses too small a cloud while its name is known
         return cloud
 
     def build(self, seen: Sequence[Seen]) -> None:
@@ -183,7 +183,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             banks = CategoryBanks(self.bank, self.offsets)
             category, errors, index, logits = banks.recognise(tokens)
             bank = banks.banks[category]
-        scored = self.scoring(errors[None], groups, PointCloudBatch.pack([cloud], [name]).to(cloud.device))
+        scored = self.scoring(errors[None], groups, PointCloudBatch.single(cloud, name))
         score = scored.object_scores[0]
         if self.reweighting is not None:
             score = reweighted(tokens, errors, index, bank, self.reweighting)
@@ -195,7 +195,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """Patches of a cloud, in its own frame or another, and their frozen tokens."""
         if frame is None and self.in_file_unit:
             frame = own_frame(cloud)._replace(radius=cloud.new_ones(()))
-        groups = self.patches(PointCloudBatch.pack([cloud], [name]).to(cloud.device), frame and [frame])
+        groups = self.patches(PointCloudBatch.single(cloud, name), frame and [frame])
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
 

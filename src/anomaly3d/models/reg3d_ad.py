@@ -84,7 +84,7 @@ class Reg3DAD(PatchCorePointMAE):
         coordinates = unpack(self.coordinates, self.coordinate_offsets)[category]
         distance = self._measure(nearest(placed, coordinates)[0][:, 0])
         ends, token_ends = self.ranges[category]
-        batch = PointCloudBatch.pack([placed], [name])
+        batch = PointCloudBatch.single(placed, name)
         token_map = self.scoring(in_range(errors, token_ends)[None], groups, batch).point_scores
         coordinate_map = in_range(distance, ends)
         points = torch.lerp(token_map, coordinate_map, self.coordinate_share)

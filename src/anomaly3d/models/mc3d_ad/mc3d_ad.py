@@ -244,7 +244,7 @@ class MC3DAD(PlacingDetector):
 
     def _score(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> Scored:
         if category is None:
-            placed = self.place_predicted(PointCloudBatch.pack([cloud], [name]))
+            placed = self.place_predicted(PointCloudBatch.single(cloud, name))
         else:
             placed = self.place_known(cloud, name, category)
         groups = self._patches(placed)
