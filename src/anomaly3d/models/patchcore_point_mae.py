@@ -20,7 +20,6 @@ from anomaly3d.models.components.patches import Frame, PatchSampler, own_frame
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.seen import Seen, by_category
-from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.types import PatchGroups, PointCloudBatch
 
@@ -159,23 +158,18 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's tokens."""
-        groups = by_category(seen, self.categories)
-        kept: list[Iterator[Tensor]] = [(cloud.kept for cloud in group) for group in groups]
         if self.register_clouds:
-            self.templates.keep([group[0].kept for group in groups])
-            kept = [
-                self.placed_tokens(aligned(group, self.settings), template)
-                for group, template in zip(groups, self.placing().templates, strict=True)
-            ]
+            kept = (self.placed_tokens(placed, template) for template, placed in self.aligned_groups(seen))
+        else:
+            kept = ((cloud.kept for cloud in group) for group in by_category(seen, self.categories))
         every = (self.collect(tokens) for tokens in kept)
         self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
         if self.register_clouds:
-            category, registration, logits = self.placing().place(cloud)
-            cloud = registration.apply(cloud)
-            groups, tokens = self.seen_tokens(cloud, name, self.placing().templates[category])
+            cloud, template, category, logits = self.placed(cloud)
+            groups, tokens = self.seen_tokens(cloud, name, template)
             bank = unpack(self.bank, self.offsets)[category]
             errors, index = (part[:, 0] for part in nearest(tokens, bank))
         else:
