@@ -72,8 +72,6 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
-    reweighting: int | None = None
-    """Rows of the bank by which the object score is weighed; None takes the largest point score."""
 
     def __init__(
         self,
@@ -125,11 +123,22 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.coreset_share = coreset_share
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
-        if backbone_blocks is None:
-            backbone_blocks = (4,) if strict else thirds(self.backbone.depth)
-        self.backbone_blocks = tuple(backbone_blocks)
+        self.backbone_blocks = self.usual_blocks() if backbone_blocks is None else tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    # -- what a subclass may choose otherwise ------------------------------------------------------------------
+
+    def usual_blocks(self) -> tuple[int, ...]:
+        """What `backbone_blocks` of None takes."""
+        return (4,) if self.protocol == "strict" else thirds(self.backbone.depth)
+
+    @property
+    def reweighting(self) -> int | None:
+        """Rows of the bank by which the object score is weighed; None takes the largest point score."""
+        return None
+
+    # -- a bank of tokens --------------------------------------------------------------------------------------
 
     def fixed_settings(self) -> dict[str, Any]:
         """The patches, their pose, the blocks of the backbone, and the coreset."""
