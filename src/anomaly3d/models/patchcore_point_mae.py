@@ -195,9 +195,9 @@ class PatchCorePointMAE(RegisteredBankDetector):
     def tokens(
         self, cloud: Float[Tensor, "N 3"], name: str, frame: Frame | None = None
     ) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
-        """Patches of a cloud, in its own frame or another, and their frozen tokens."""
-        if frame is None and self.in_file_unit:
-            frame = own_frame(cloud)._replace(radius=cloud.new_ones(()))
+        """Patches of a cloud, in its own frame or another, and their frozen tokens; under `paper` centred alone."""
+        if self.in_file_unit:
+            frame = (frame or own_frame(cloud))._replace(radius=cloud.new_ones(()))
         groups = self.patches(PointCloudBatch.single(cloud, name), frame and [frame])
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
@@ -216,9 +216,10 @@ class PatchCorePointMAE(RegisteredBankDetector):
             yield self.tokens(thin, name, self._frame(template, cloud.kept))[1]
 
     def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
-        if self.in_file_unit:
-            return template_frame(template, cloud)._replace(radius=cloud.new_ones(()))
-        return None if self.completion.resolution is None else template_frame(template, cloud)
+        """The template's at a resolution or under `paper`; elsewhere None, each cloud's own."""
+        if self.completion.resolution is None and not self.in_file_unit:
+            return None
+        return template_frame(template, cloud)
 
     def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:
         """Which of a category's tokens are kept."""
