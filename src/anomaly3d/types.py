@@ -107,13 +107,15 @@ class PointCloudBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class PatchGroups(_Movable):
-    """Overlapping patches of B clouds, in the model's frame (zero mean, unit radius).
+class PatchGroups:
+    """Overlapping patches of B clouds, in the model's frame.
+
+    The frame is the unit sphere about a cloud's mean, or about its template's; banks of tokens under `paper` keep the
+    unit of the file, with a radius of 1. `centroid` and `radius` map file units into it: (x - centroid) / radius.
 
     `points` has the patch centre subtracted and its neighbours sorted from near to far, so that the first k
     of K are the k-neighbourhood. `index` says which point of `cloud[b]` each one is; `cloud[b]` are the points
-    the model saw (after the voxel filter, in canonical order); `centroid` and `radius` map file units into the frame:
-    (x - centroid) / radius.
+    the model saw: after the voxel filter, in canonical order under `strict` and in the file's under `paper`.
     """
 
     centres: Float[Tensor, "B G 3"]

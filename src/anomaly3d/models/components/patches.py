@@ -31,7 +31,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class FramedClouds:
-    """Clouds in the model's frame (zero mean, unit radius) with what leads back to file units."""
+    """Clouds in the model's frame, each with its `Frame` as the unit sphere, and what leads back to file units."""
 
     clouds: tuple[Float[Tensor, "N 3"], ...]
     centroid: Float[Tensor, "B 3"]
