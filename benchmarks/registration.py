@@ -20,6 +20,7 @@ from jsonargparse import auto_cli
 from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.pose_store import POSES
 from anomaly3d.models.components.registration import RegistrationSettings, Template
+from anomaly3d.ops.sphere import radius_about_mean
 from bank_settings import held_out
 from classical import header, is_of, row
 
@@ -66,8 +67,7 @@ def registration(
                     template.register(mine[0])  # what a template prepares once
                     start = time.perf_counter()
                     residuals[which] = [
-                        template.search(xyz, template.as_it_stands(xyz)).residual
-                        / float((xyz - xyz.mean(0)).norm(dim=1).max())
+                        template.search(xyz, template.as_it_stands(xyz)).residual / radius_about_mean(xyz)
                         for xyz in mine
                     ]
                     seconds[which] = (time.perf_counter() - start) / len(mine)

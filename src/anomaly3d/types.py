@@ -78,13 +78,16 @@ class PointCloudBatch(_Movable):
         label: Sequence[int] | None = None,
         mask: Sequence[Bool[Tensor, " N"] | None] | None = None,
     ) -> PointCloudBatch:
-        """Pack single clouds; every sequence has one entry per cloud, `mask` None for one without point truth."""
+        """Pack single clouds; every sequence has one entry per cloud, `mask` None for one without point truth.
+
+        All of the batch, `offsets` included, lies on the device of the first cloud.
+        """
         sizes = torch.tensor([0, *(len(cloud) for cloud in clouds)])
         known = [False] * len(clouds) if mask is None else [one is not None for one in mask]
         masks = None
         if mask is not None and any(known):
             masks = [
-                torch.zeros(len(cloud), dtype=torch.bool) if one is None else one
+                cloud.new_zeros(len(cloud), dtype=torch.bool) if one is None else one
                 for cloud, one in zip(clouds, mask, strict=True)
             ]
         return PointCloudBatch(
@@ -95,17 +98,24 @@ class PointCloudBatch(_Movable):
             label=None if label is None else torch.as_tensor(label),
             mask=None if masks is None else torch.cat(masks),
             masked=None if masks is None or all(known) else torch.tensor(known),
-        )
+        ).to(clouds[0].device)
+
+    @staticmethod
+    def single(cloud: Float[Tensor, "N 3"], name: str) -> PointCloudBatch:
+        """One cloud of unknown truth as a batch, on its device; `name` is its sample id."""
+        return PointCloudBatch.pack([cloud], [name])
 
 
 @dataclass(frozen=True)
-class PatchGroups(_Movable):
-    """Overlapping patches of B clouds, in the model's frame (zero mean, unit radius).
+class PatchGroups:
+    """Overlapping patches of B clouds, in the model's frame.
+
+    The frame is the unit sphere about a cloud's mean, or about its template's; banks of tokens under `paper` keep the
+    unit of the file, with a radius of 1. `centroid` and `radius` map file units into it: (x - centroid) / radius.
 
     `points` has the patch centre subtracted and its neighbours sorted from near to far, so that the first k
     of K are the k-neighbourhood. `index` says which point of `cloud[b]` each one is; `cloud[b]` are the points
-    the model saw (after the voxel filter, in canonical order); `centroid` and `radius` map file units into the frame:
-    (x - centroid) / radius.
+    the model saw: after the voxel filter, in canonical order under `strict` and in the file's under `paper`.
     """
 
     centres: Float[Tensor, "B G 3"]

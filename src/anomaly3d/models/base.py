@@ -27,9 +27,10 @@ class Detector(nn.Module, ABC):
     """Whether `score` is given `batch.category`: only where a method's published evaluation is told it (`paper`)."""
 
     def configure(self, categories: Sequence[str]) -> None:
-        """Learn the names of the training categories; called once, before the optimizer is made.
+        """Learn the names of the training categories; called before the optimizer is made.
 
-        Layers whose size is the number of categories are built here. `batch.category` in `loss` indexes this list.
+        Layers whose size is the number of categories are built here, and anew at the next call: a checkpoint that is
+        loaded brings its own categories. `batch.category` in `loss` indexes this list.
         """
         self.categories = tuple(categories)
 

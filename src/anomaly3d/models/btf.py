@@ -13,10 +13,11 @@ from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
 from anomaly3d.models.components.memory import CategoryBanks, pack, reweighted
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.point_features import PointFeature, PointFeatures, centre_and_radius, every
+from anomaly3d.models.components.point_features import PointFeature, PointFeatures, every
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, by_category, joined
+from anomaly3d.ops.sphere import centre_and_radius
 
 
 class BTF(BankDetector):

@@ -57,9 +57,18 @@ class M3DM(PatchCorePointMAE):
             register=False,
             coreset_size=coreset_size,
             coreset_share=coreset_share,
+            backbone_blocks=backbone_blocks,
             propagate=propagate,
             protocol=protocol,
             **settings,
         )
-        self.backbone_blocks = thirds(self.backbone.depth) if backbone_blocks is None else tuple(backbone_blocks)
-        self.reweighting = None if protocol == "strict" else reweighting
+        self.weighing_rows = reweighting
+
+    def usual_blocks(self) -> tuple[int, ...]:
+        """Under `strict`, too, at a third, two thirds and the whole of the depth."""
+        return thirds(self.backbone.depth)
+
+    @property
+    def reweighting(self) -> int | None:
+        """None under `strict`."""
+        return None if self.protocol == "strict" else self.weighing_rows

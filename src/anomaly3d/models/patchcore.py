@@ -18,8 +18,7 @@ from anomaly3d.models.components.point_features import PointFeature, PointFeatur
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category, joined
-from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.components.seen import Seen, joined
 from anomaly3d.models.components.two_maps import distance_range, in_range, spread_points
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 
@@ -108,12 +107,9 @@ class PatchCore(RegisteredBankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's features; of two banks one of the coordinates, and the ranges of both."""
-        groups = by_category(seen, self.categories)
-        self.templates.keep([group[0].kept for group in groups])
         banks, coordinates, ranges = [], [], []
-        for template, group in zip(self.placing().templates, groups, strict=True):
-            placed = aligned(group, self.settings)
-            features = self.collect(self._describe(c.kept, template)[1] for c in placed)
+        for template, placed in self.aligned_groups(seen):
+            features = self.collect(self._describe(cloud.kept, template)[1] for cloud in placed)
             kept = greedy_coreset(features, self.coreset_size)
             banks.append(features[kept])
             if self.two_banks:
@@ -128,9 +124,8 @@ class PatchCore(RegisteredBankDetector):
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in feature space, carried from the key points to all points."""
-        category, registration, logits = self.placing().place(cloud)
-        placed = registration.apply(cloud)
-        keypoints, features = self._describe(placed, self.placing().templates[category])
+        placed, template, category, logits = self.placed(cloud)
+        keypoints, features = self._describe(placed, template)
         distance, _ = nearest(features, unpack(self.bank, self.offsets)[category])
         maps = [distance[:, 0]]
         if self.two_banks:

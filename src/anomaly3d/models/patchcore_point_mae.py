@@ -20,7 +20,6 @@ from anomaly3d.models.components.patches import Frame, PatchSampler, own_frame
 from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Normalise, Propagate, Protocol, Smooth, TokenScoring
 from anomaly3d.models.components.seen import Seen, by_category
-from anomaly3d.models.components.templates import aligned
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.types import PatchGroups, PointCloudBatch
 
@@ -73,8 +72,6 @@ class PatchCorePointMAE(RegisteredBankDetector):
 
     bank: Float[Tensor, "M D"]
     offsets: Int[Tensor, "C+1"]
-    reweighting: int | None = None
-    """Rows of the bank by which the object score is weighed; None takes the largest point score."""
 
     def __init__(
         self,
@@ -126,11 +123,22 @@ class PatchCorePointMAE(RegisteredBankDetector):
         self.coreset_share = coreset_share
         self.patches = PatchSampler(num_groups, group_size, voxel_size, canonical=strict, pad=pad)
         self.backbone = frozen_point_mae(backbone_size, backbone_weights)
-        if backbone_blocks is None:
-            backbone_blocks = (4,) if strict else thirds(self.backbone.depth)
-        self.backbone_blocks = tuple(backbone_blocks)
+        self.backbone_blocks = self.usual_blocks() if backbone_blocks is None else tuple(backbone_blocks)
         self.register_buffer("bank", None)
         self.register_buffer("offsets", None)
+
+    # -- what a subclass may choose otherwise ------------------------------------------------------------------
+
+    def usual_blocks(self) -> tuple[int, ...]:
+        """What `backbone_blocks` of None takes."""
+        return (4,) if self.protocol == "strict" else thirds(self.backbone.depth)
+
+    @property
+    def reweighting(self) -> int | None:
+        """Rows of the bank by which the object score is weighed; None takes the largest point score."""
+        return None
+
+    # -- a bank of tokens --------------------------------------------------------------------------------------
 
     def fixed_settings(self) -> dict[str, Any]:
         """The patches, their pose, the blocks of the backbone, and the coreset."""
@@ -154,28 +162,23 @@ class PatchCorePointMAE(RegisteredBankDetector):
         """The points where they are registered first, else the tokens."""
         if not self.register_clouds:
             return self.tokens(cloud, name)[1]
-        self.patches.frame(PointCloudBatch.pack([cloud], [name]))  # refuses too small a cloud while its name is known
+        self.patches.frame(PointCloudBatch.single(cloud, name))  # refuses too small a cloud while its name is known
         return cloud
 
     def build(self, seen: Sequence[Seen]) -> None:
         """A coreset of each category's tokens."""
-        groups = by_category(seen, self.categories)
-        kept: list[Iterator[Tensor]] = [(cloud.kept for cloud in group) for group in groups]
         if self.register_clouds:
-            self.templates.keep([group[0].kept for group in groups])
-            kept = [
-                self.placed_tokens(aligned(group, self.settings), template)
-                for group, template in zip(groups, self.placing().templates, strict=True)
-            ]
+            kept = (self.placed_tokens(placed, template) for template, placed in self.aligned_groups(seen))
+        else:
+            kept = ((cloud.kept for cloud in group) for group in by_category(seen, self.categories))
         every = (self.collect(tokens) for tokens in kept)
         self.bank, self.offsets = pack([tokens[self.coreset(tokens)] for tokens in every])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances of tokens, smoothed and carried to the points."""
         if self.register_clouds:
-            category, registration, logits = self.placing().place(cloud)
-            cloud = registration.apply(cloud)
-            groups, tokens = self.seen_tokens(cloud, name, self.placing().templates[category])
+            cloud, template, category, logits = self.placed(cloud)
+            groups, tokens = self.seen_tokens(cloud, name, template)
             bank = unpack(self.bank, self.offsets)[category]
             errors, index = (part[:, 0] for part in nearest(tokens, bank))
         else:
@@ -183,7 +186,7 @@ class PatchCorePointMAE(RegisteredBankDetector):
             banks = CategoryBanks(self.bank, self.offsets)
             category, errors, index, logits = banks.recognise(tokens)
             bank = banks.banks[category]
-        scored = self.scoring(errors[None], groups, PointCloudBatch.pack([cloud], [name]).to(cloud.device))
+        scored = self.scoring(errors[None], groups, PointCloudBatch.single(cloud, name))
         score = scored.object_scores[0]
         if self.reweighting is not None:
             score = reweighted(tokens, errors, index, bank, self.reweighting)
@@ -192,10 +195,10 @@ class PatchCorePointMAE(RegisteredBankDetector):
     def tokens(
         self, cloud: Float[Tensor, "N 3"], name: str, frame: Frame | None = None
     ) -> tuple[PatchGroups, Float[Tensor, "G D"]]:
-        """Patches of a cloud, in its own frame or another, and their frozen tokens."""
-        if frame is None and self.in_file_unit:
-            frame = own_frame(cloud)._replace(radius=cloud.new_ones(()))
-        groups = self.patches(PointCloudBatch.pack([cloud], [name]).to(cloud.device), frame and [frame])
+        """Patches of a cloud, in its own frame or another, and their frozen tokens; under `paper` centred alone."""
+        if self.in_file_unit:
+            frame = (frame or own_frame(cloud))._replace(radius=cloud.new_ones(()))
+        groups = self.patches(PointCloudBatch.single(cloud, name), frame and [frame])
         tokens = self.backbone(groups.points, groups.centres, self.backbone_blocks)
         return groups, torch.cat(tokens, dim=-1)[0].float()
 
@@ -213,9 +216,10 @@ class PatchCorePointMAE(RegisteredBankDetector):
             yield self.tokens(thin, name, self._frame(template, cloud.kept))[1]
 
     def _frame(self, template: Template, cloud: Tensor) -> Frame | None:
-        if self.in_file_unit:
-            return template_frame(template, cloud)._replace(radius=cloud.new_ones(()))
-        return None if self.completion.resolution is None else template_frame(template, cloud)
+        """The template's at a resolution or under `paper`; elsewhere None, each cloud's own."""
+        if self.completion.resolution is None and not self.in_file_unit:
+            return None
+        return template_frame(template, cloud)
 
     def coreset(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, " M"]:
         """Which of a category's tokens are kept."""

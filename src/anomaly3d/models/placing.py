@@ -75,7 +75,7 @@ class PlacingDetector(Detector):
     def place_known(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> PlacedClouds:
         """A training cloud on its category's template."""
         if self.placement is None:
-            return _unplaced(PointCloudBatch.pack([cloud], [name]))
+            return _unplaced(PointCloudBatch.single(cloud, name))
         return self.placement.known(cloud, name, category)
 
     def place_predicted(self, batch: PointCloudBatch) -> PlacedClouds:

@@ -12,8 +12,7 @@ from torch import Tensor
 from anomaly3d.errors import check_range
 from anomaly3d.models.components.memory import nearest, pack, unpack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.seen import Seen, by_category, joined
-from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.components.seen import Seen, joined
 from anomaly3d.models.components.two_maps import distance_range, in_range, spread_points
 from anomaly3d.models.patchcore_point_mae import PatchCorePointMAE
 from anomaly3d.types import PointCloudBatch
@@ -59,11 +58,8 @@ class Reg3DAD(PatchCorePointMAE):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """Both banks of each category, and the ranges of their distances."""
-        groups = by_category(seen, self.categories)
-        self.templates.keep([group[0].kept for group in groups])
         coordinates, tokens, ranges = [], [], []
-        for group, template in zip(groups, self.placing().templates, strict=True):
-            placed = aligned(group, self.settings)
+        for template, placed in self.aligned_groups(seen):
             xyz = joined(placed)
             every = self.collect(self.placed_tokens(placed, template))
             kept = spread_points(xyz, self.coreset_size)
@@ -77,14 +73,13 @@ class Reg3DAD(PatchCorePointMAE):
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Both maps at every point, weighed."""
-        category, registration, logits = self.placing().place(cloud)
-        placed = registration.apply(cloud)
-        groups, tokens = self.seen_tokens(placed, name, self.placing().templates[category])
+        placed, template, category, logits = self.placed(cloud)
+        groups, tokens = self.seen_tokens(placed, name, template)
         errors = self._measure(nearest(tokens, unpack(self.bank, self.offsets)[category])[0][:, 0])
         coordinates = unpack(self.coordinates, self.coordinate_offsets)[category]
         distance = self._measure(nearest(placed, coordinates)[0][:, 0])
         ends, token_ends = self.ranges[category]
-        batch = PointCloudBatch.pack([placed], [name])
+        batch = PointCloudBatch.single(placed, name)
         token_map = self.scoring(in_range(errors, token_ends)[None], groups, batch).point_scores
         coordinate_map = in_range(distance, ends)
         points = torch.lerp(token_map, coordinate_map, self.coordinate_share)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from anomaly3d.errors import check_range
 from anomaly3d.models.bank import BankDetector
+from anomaly3d.models.components.registration import Template
 from anomaly3d.models.components.scoring import Protocol
+from anomaly3d.models.components.seen import Seen, by_category
 from anomaly3d.models.components.sized_buffers import part_of
 from anomaly3d.models.components.template_memory import TemplateMemory
-from anomaly3d.models.components.templates import CategoryTemplates
+from anomaly3d.models.components.templates import aligned
+
+
+class OnTemplate(NamedTuple):
+    """A cloud in the pose of the template that it fits best."""
+
+    xyz: Float[Tensor, "N 3"]
+    template: Template
+    category: int
+    logits: Float[Tensor, " C"]  # as in `Placed`
 
 
 class RegisteredBankDetector(BankDetector):
@@ -40,6 +52,21 @@ class RegisteredBankDetector(BankDetector):
         """And how many poses are tried."""
         return super().scoring_settings() | {"hypotheses": self.settings.hypotheses}
 
-    def placing(self) -> CategoryTemplates:
-        """The templates, ready to register to."""
-        return self.templates.placing()
+    def aligned_groups(self, seen: Sequence[Seen]) -> Iterator[tuple[Template, list[Seen]]]:
+        """For `build`: keep the first cloud of each category as its template; each, with the clouds in its pose.
+
+        Clouds are registered as they are asked for, so that only one category's lie here twice.
+
+        Raises:
+            InputError: nothing was seen of a category.
+        """
+        groups = by_category(seen, self.categories)
+        self.templates.keep([group[0].kept for group in groups])
+        placed = (aligned(group, self.settings) for group in groups)
+        return zip(self.templates.placing().templates, placed, strict=True)
+
+    def placed(self, cloud: Float[Tensor, "N 3"]) -> OnTemplate:
+        """A cloud that is scored, on the template of the category that fits it best."""
+        placing = self.templates.placing()
+        category, registration, logits = placing.place(cloud)
+        return OnTemplate(registration.apply(cloud), placing.templates[category], category, logits)

@@ -16,7 +16,7 @@ from anomaly3d.models.components.coreset import greedy_coreset
 from anomaly3d.models.components.fpfh import fpfh
 from anomaly3d.models.components.memory import CategoryBanks, pack
 from anomaly3d.models.components.one_by_one import Scored
-from anomaly3d.models.components.point_features import centre_and_radius, key_points
+from anomaly3d.models.components.point_features import key_points
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.sampled_scoring import SampledScoring
 from anomaly3d.models.components.scoring import Protocol
@@ -24,6 +24,7 @@ from anomaly3d.models.components.seen import Seen, by_category, joined
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import interpolate
 from anomaly3d.ops.knn import knn
+from anomaly3d.ops.sphere import centre_and_radius
 from anomaly3d.ops.stages import stage
 
 

@@ -14,8 +14,7 @@ from anomaly3d.models.components.one_by_one import Scored
 from anomaly3d.models.components.point_features import FEW
 from anomaly3d.models.components.point_scoring import PointScoring
 from anomaly3d.models.components.scoring import Protocol
-from anomaly3d.models.components.seen import Seen, by_category, joined
-from anomaly3d.models.components.templates import aligned
+from anomaly3d.models.components.seen import Seen, joined
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
@@ -70,16 +69,12 @@ class TemplateDistance(RegisteredBankDetector):
 
     def build(self, seen: Sequence[Seen]) -> None:
         """Merge the clouds of each category."""
-        groups = by_category(seen, self.categories)
-        self.templates.keep([joined(aligned(group, self.settings)) for group in groups])
+        self.templates.keep([joined(placed) for _, placed in self.aligned_groups(seen)])
 
     def score_cloud(self, cloud: Float[Tensor, "N 3"], name: str) -> Scored:
         """Distances in the unit of the file."""
-        placing = self.placing()
-        category, registration, logits = placing.place(cloud)
-        template = placing.templates[category]
-        # Smoothed where the tree is: brute force over millions of points is slower, on any GPU.
-        placed = registration.apply(cloud).cpu()
+        placed, template, _, logits = self.placed(cloud)
+        placed = placed.cpu()  # smoothed where the tree is: brute force over millions of points is slower, on any GPU
         with stage("voxel filter"):
             at = voxel_filter(placed, self.voxel_size * template.radius) if self.voxel_size else placed
         if len(at) < FEW:  # a crumb beside its template

@@ -385,7 +385,7 @@ def test_reg3d_ad_weighs_maps_in_units_of_the_training_distances(open3d, share):
 
     for category, shape in enumerate((bracket, plate)):
         cloud = batch([bumped(shape(700, 20), (3.5, 1.0, 0.6))[0]])
-        placed = detector.placing().place(cloud.xyz).registration.apply(cloud.xyz)
+        placed = detector.placed(cloud.xyz).xyz
         groups, tokens = detector.tokens(placed, "cloud0")
         coordinates = detector.coordinates.split(detector.coordinate_offsets.diff().tolist())[category].numpy()
         bank = detector.bank.split(detector.offsets.diff().tolist())[category].numpy()
@@ -430,7 +430,7 @@ def test_reg3d_ad_s_units_are_distances_to_the_bank_that_is_searched(open3d):
     placed = aligned(seen, detector.settings)
     every = (
         torch.cat([cloud.kept for cloud in placed]),
-        torch.cat(list(detector.placed_tokens(placed, detector.placing().templates[0]))),
+        torch.cat(list(detector.placed_tokens(placed, detector.templates.placing().templates[0]))),
     )
     for (low, high), rows, bank in zip(detector.ranges[0], every, (detector.coordinates, detector.bank), strict=True):
         among = np.sort(cdist(rows.numpy(), bank[:100].numpy()), axis=1)

@@ -103,7 +103,7 @@ def test_patchcore_has_a_feature_at_every_point(open3d):
     assert detector.bank.shape == (1400, 33)  # fewer than a coreset keeps
     cloud = batch([test])
     found = detector.score(cloud)
-    placed = detector.placing().place(cloud.xyz).registration.apply(cloud.xyz)
+    placed = detector.placed(cloud.xyz).xyz
     expected = cdist(histograms(open3d, placed.double().numpy()), detector.bank.numpy()).min(1)
     np.testing.assert_allclose(found.point_scores.numpy(), expected, rtol=1e-3, atol=1e-2)
     assert found.object_scores[0] == found.point_scores.max()
@@ -115,7 +115,7 @@ def test_patchcore_of_fpfh_and_raw_averages_the_maps_of_two_banks(open3d):
     assert (detector.bank.shape, detector.coordinates.shape) == ((1400, 33), (1400, 3))
     cloud = batch([test])
     found = detector.score(cloud)
-    placed = detector.placing().place(cloud.xyz).registration.apply(cloud.xyz).double().numpy()
+    placed = detector.placed(cloud.xyz).xyz.double().numpy()
     maps = []
     for query, bank in ((placed, detector.coordinates), (histograms(open3d, placed), detector.bank)):
         among = np.sort(cdist(bank.numpy(), bank.numpy()), axis=1)[:, 1] ** 2

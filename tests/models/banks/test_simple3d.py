@@ -13,10 +13,10 @@ from torch import Tensor
 
 from anomaly3d.errors import InputError
 from anomaly3d.models.components.fpfh import fpfh
-from anomaly3d.models.components.point_features import centre_and_radius
 from anomaly3d.models.components.sampled_scoring import SampledScoring
 from anomaly3d.models.simple3d import Simple3D
 from anomaly3d.ops.grouping import interpolate
+from anomaly3d.ops.sphere import centre_and_radius
 from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PointCloudBatch
 

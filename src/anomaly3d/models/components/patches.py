@@ -16,6 +16,7 @@ from anomaly3d.ops.canonical import order_seen
 from anomaly3d.ops.fps import farthest_point_sampling
 from anomaly3d.ops.grouping import gather_points
 from anomaly3d.ops.knn import knn
+from anomaly3d.ops.sphere import centre_and_radius
 from anomaly3d.ops.stages import stage
 from anomaly3d.ops.voxel import voxel_filter
 from anomaly3d.types import PatchGroups, PointCloudBatch
@@ -30,7 +31,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class FramedClouds:
-    """Clouds in the model's frame (zero mean, unit radius) with what leads back to file units."""
+    """Clouds in the model's frame, each with its `Frame` as the unit sphere, and what leads back to file units."""
 
     clouds: tuple[Float[Tensor, "N 3"], ...]
     centroid: Float[Tensor, "B 3"]
@@ -146,5 +147,5 @@ class PatchSampler(nn.Module):
 
 def own_frame(cloud: Float[Tensor, "N 3"]) -> Frame:
     """The smallest sphere about the cloud's mean."""
-    centroid = cloud.double().mean(dim=0).float()
-    return Frame(centroid, (cloud - centroid).norm(dim=1).max())
+    centre, radius = centre_and_radius(cloud)
+    return Frame(centre, cloud.new_tensor(radius))

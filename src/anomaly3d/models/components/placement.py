@@ -159,7 +159,12 @@ class Placement(nn.Module):
         template = self.templates.placing().templates[category]
         placed = apply_pose(self._kept_pose(cloud, name, category), cloud)
         thin = self.completion.thinned(placed, template)
-        return PlacedClouds(_pack([placed], [name]), _pack([thin], [name]), [template_frame(template, cloud)], None)
+        return PlacedClouds(
+            PointCloudBatch.single(placed, name),
+            PointCloudBatch.single(thin, name),
+            [template_frame(template, cloud)],
+            None,
+        )
 
     def predicted(self, batch: PointCloudBatch) -> PlacedClouds:
         """Clouds on the templates that fit them best, whatever their category is said to be.
@@ -178,8 +183,12 @@ class Placement(nn.Module):
             seen.append(self.completion.completed(placed, template))
             frames.append(template_frame(template, cloud))
             logits.append(found.logits)
-        names = batch.sample_id
-        return PlacedClouds(_pack(clouds, names), _pack(seen, names), frames, torch.stack(logits))
+        return PlacedClouds(
+            PointCloudBatch.pack(clouds, batch.sample_id),
+            PointCloudBatch.pack(seen, batch.sample_id),
+            frames,
+            torch.stack(logits),
+        )
 
     def _posed_by(self) -> list[nn.Module]:
         return [self.templates]
@@ -215,10 +224,6 @@ def make_placement(
         return None
     open3d("register")  # missed now, not after the first pass
     return Placement(completion, hypotheses, offsets)
-
-
-def _pack(clouds: Sequence[Tensor], names: Sequence[str]) -> PointCloudBatch:
-    return PointCloudBatch.pack(clouds, names).to(clouds[0].device)
 
 
 def _required(category: int | None) -> int:

@@ -168,9 +168,3 @@ def key_points(xyz: Float[Tensor, "N 3"], voxel: float, in_radii: bool) -> Float
             "(--model.detector.init_args.voxel_size)"
         )
     return points
-
-
-def centre_and_radius(xyz: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, " 3"], float]:
-    """Mean of the points, and the distance of the one farthest from it."""
-    centre = xyz.double().mean(0).to(xyz.dtype)
-    return centre, float((xyz - centre).norm(dim=1).max())

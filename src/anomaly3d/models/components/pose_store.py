@@ -71,7 +71,7 @@ def _sources() -> list[Path]:
     """The files that a registration's numbers come from."""
     models = Path(__file__).parents[1]
     names = ("fpfh", "icp", "memory", "ransac", "registration")
-    ops = ("precision", "tree", "voxel")
+    ops = ("precision", "sphere", "tree", "voxel")
     return [models / "components" / f"{n}.py" for n in names] + [models.parent / "ops" / f"{n}.py" for n in ops]
 
 

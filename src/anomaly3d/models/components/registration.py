@@ -19,6 +19,7 @@ from anomaly3d.models.components.icp import Surface, icp, residuals
 from anomaly3d.models.components.memory import nearest
 from anomaly3d.models.components.pose_store import stored
 from anomaly3d.models.components.ransac import Poses, moved, ransac_poses
+from anomaly3d.ops.sphere import radius_about_mean
 from anomaly3d.ops.tree import kd_tree
 from anomaly3d.ops.voxel import voxel_filter
 
@@ -122,7 +123,7 @@ class Template:
         the nearest one is 2 s / sqrt(pi), perfectly registered; half as much again in the square is accepted, but never
         more than half of what a residual can be: to a small cloud, the points of a large template are far apart.
         """
-        radius = _radius(xyz)
+        radius = radius_about_mean(xyz)
         sampling = min(6 / np.pi * self._spacing**2, (0.05 * radius) ** 2)
         return found.residual**2 < sampling + (self.settings.accept * radius) ** 2
 
@@ -173,14 +174,15 @@ class Template:
             (points, surface, 0.15, 15, self.settings.refined),
         ):
             poses = icp(source, goal, poses, reach * self.radius, iterations)
-            fit = residuals(source, goal.tree, poses, 0.1 * _radius(xyz))
+            fit = residuals(source, goal.tree, poses, 0.1 * radius_about_mean(xyz))
             poses = poses[np.argsort(fit, kind="stable")[:keep]]
         return poses
 
     def _refine(self, xyz: Tensor, poses: Poses) -> Registration:
         """ICP, point to plane: each pose on coarse voxels, the best one on fine voxels."""
         coarse, fine = (self._cloud(xyz, voxel) for voxel in (self.settings.coarse, self.settings.fine))
-        reach = 0.1 * _radius(xyz)  # the cloud's own radius: residuals on templates of different sizes compare
+        # Of the cloud's own radius: residuals on templates of different sizes compare.
+        reach = 0.1 * radius_about_mean(xyz)
         settled = [self._icp(coarse, pose, self.settings.coarse) for pose in poses]
         judged = [self._judge(coarse, pose, reach) for pose in settled]
         best = min(judged, key=lambda found: found.residual)
@@ -236,7 +238,3 @@ class Template:
 
 def _content(xyz: Tensor) -> bytes:
     return f"{xyz.device.type} {xyz.dtype}".encode() + xyz.cpu().contiguous().numpy().tobytes()
-
-
-def _radius(xyz: Tensor) -> float:
-    return float((xyz - xyz.mean(0)).norm(dim=1).max())

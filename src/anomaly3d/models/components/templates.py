@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anomaly3d.models.components.registration import Registration, RegistrationSettings, Template
 from anomaly3d.models.components.seen import Seen
+from anomaly3d.ops.sphere import radius_about_mean
 from anomaly3d.ops.stages import stage
 
 _LARGER = 1.5  # radii of a template; a cloud that is larger than that is none of its scans
@@ -42,7 +43,7 @@ class CategoryTemplates:
         Other poses than the file's are tried only where the likeliest category does not fit as the cloud stands,
         likelier categories first, until one does; templates of much smaller things are left out, unless all are.
         """
-        radius = float((xyz - xyz.mean(0)).norm(dim=1).max())
+        radius = radius_about_mean(xyz)
         found = [template.as_it_stands(xyz) for template in self.templates]
         likely = sorted(range(len(found)), key=lambda i: found[i].residual)
         if not self.templates[likely[0]].accepts(found[likely[0]], xyz):

@@ -244,7 +244,7 @@ class MC3DAD(PlacingDetector):
 
     def _score(self, cloud: Float[Tensor, "N 3"], name: str, category: int | None) -> Scored:
         if category is None:
-            placed = self.place_predicted(PointCloudBatch.pack([cloud], [name]))
+            placed = self.place_predicted(PointCloudBatch.single(cloud, name))
         else:
             placed = self.place_known(cloud, name, category)
         groups = self._patches(placed)
@@ -284,10 +284,6 @@ class MC3DAD(PlacingDetector):
         position = self.position(view.centres)
         encoded = self.encoder(self.jitter(view.tokens), position, visible)
         return self.decoder(encoded, position, visible)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.decoder.project.weight.device
 
 
 def _xavier(module: nn.Module) -> None:
