@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from anomaly3d.data.io import read_array
 from anomaly3d.data.text_table import read_table, refuse_empty
 from anomaly3d.errors import InputError
+from anomaly3d.ops.tree import search
 
 TOLERANCE = 1e-4
 """Largest distance between a point and its row, as a fraction of the cloud's diagonal [ours].
@@ -132,4 +133,4 @@ def _nearest(
     if len(rows) == 0:
         return np.full(len(points), np.inf)
     # Rounding must not push a row that lies exactly at the tolerance over it.
-    return KDTree(rows, balanced_tree=False).query(points, distance_upper_bound=tolerance * (1 + 1e-9))[0]
+    return search(KDTree(rows, balanced_tree=False), points, reach=tolerance * (1 + 1e-9))[0]

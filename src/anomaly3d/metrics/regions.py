@@ -8,7 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 
 RADIUS = 6.4
 """Length of the longest edge, in units of the cloud's spacing [ours].
@@ -47,4 +47,4 @@ def label_regions(
 
 def _to_another(xyz: Float[np.ndarray, "N 3"], places: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, " P"]:
     """From places of a cloud to the nearest of its points but one, which lies there; infinite if there is no other."""
-    return kd_tree(xyz).query(places, k=2)[0][:, 1]
+    return search(kd_tree(xyz), places, 2)[0][:, 1]

@@ -17,6 +17,7 @@ from anomaly3d.models.components.scoring import Protocol
 from anomaly3d.models.components.seen import Seen, joined
 from anomaly3d.models.registered_bank import RegisteredBankDetector
 from anomaly3d.ops.stages import stage
+from anomaly3d.ops.tree import search
 from anomaly3d.ops.voxel import voxel_filter
 
 
@@ -80,6 +81,6 @@ class TemplateDistance(RegisteredBankDetector):
         if len(at) < FEW:  # a crumb beside its template
             at = placed
         with stage("nearest neighbours"):
-            distance, _ = template.tree.query(at.numpy(), workers=-1)
+            distance, _ = search(template.tree, at.numpy())
         points = self.scoring.points(torch.from_numpy(distance).to(at), at, placed).to(cloud)
         return Scored(points, self.scoring.object(points), logits)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomaly3d.ops.backend import check_backend, log_choice
 from anomaly3d.ops.precision import as_coordinates, no_autocast
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 
 BACKENDS = ("torch", "kdtree")
 
@@ -62,6 +62,6 @@ def _knn_kdtree(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for b, cloud in enumerate(points.cpu().numpy()):
         # Sliding-midpoint splits: the tree is built several times faster and answers as fast.
         tree = kd_tree(cloud)
-        found = tree.query(query[b].cpu().numpy(), k=k, workers=-1)
+        found = search(tree, query[b].cpu().numpy(), k)
         distance[b], index[b] = (torch.from_numpy(part.reshape(-1, k)) for part in found)
     return distance, index

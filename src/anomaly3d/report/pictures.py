@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 
 from anomaly3d.files import replacing
 from anomaly3d.ops.normals import estimate_normals
+from anomaly3d.ops.tree import search
 from anomaly3d.report.camera import choose_camera, in_front
 from anomaly3d.report.colours import ANOMALOUS_RED, HEAT, NORMAL_GREY, PERCENTILES, heat_range
 
@@ -137,7 +138,7 @@ class _View:
         # front point is, since at grazing angles some of it does show.
         front = in_front(camera, xyz, 2 * spacing)
         shade = _shading(_normals(xyz[front]) @ camera.axes.T)
-        self.shade = shade[KDTree(xyz[front]).query(xyz)[1]]
+        self.shade = shade[search(KDTree(xyz[front]), xyz)[1]]
         extent = np.ptp(self.flat, axis=0) + 4 * spacing
         self.height = _PANEL * float(np.clip(extent[1] / extent[0], 0.5, 1.0))
         self.unit = float(max(extent[0] / _PANEL, extent[1] / self.height))  # of the cloud, per inch
@@ -162,7 +163,7 @@ def _normals(xyz: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _spacing(xyz: NDArray[np.float64]) -> float:
     """Median distance to the third neighbour."""
-    distance = KDTree(xyz).query(xyz, k=min(4, len(xyz)))[0]
+    distance = search(KDTree(xyz), xyz, min(4, len(xyz)))[0]
     return float(np.median(distance.reshape(len(xyz), -1)[:, -1])) or 1.0
 
 

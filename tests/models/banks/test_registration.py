@@ -146,3 +146,19 @@ def test_a_perfect_pose_is_accepted_at_any_density_and_a_shifted_one_is_not(open
         distance = torch.cdist(cloud, template.xyz).amin(1)
         assert template.accepts(Registration(np.eye(4), distance.square().mean().sqrt().item()), cloud)
         assert not template.accepts(Registration(np.eye(4), 0.5), cloud)
+
+
+@pytest.mark.usefixtures("open3d")
+def test_poses_are_the_same_bits_with_any_number_of_threads():
+    cloud, poses, before = turned(bracket(1500, 10), 0)[0], [], torch.get_num_threads()
+    settings = RegistrationSettings(hypotheses=500, rotations=100)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            template = Template(bracket(1500, 0), settings)
+            found = template.search(cloud, template.as_it_stands(cloud))
+            poses.append((found.pose, found.residual))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(poses[0][0], poses[1][0])
+    assert poses[0][1] == poses[1][1]

@@ -14,7 +14,7 @@ from anomaly3d.models.components.one_by_one import order_of
 from anomaly3d.models.components.patches import Frame
 from anomaly3d.models.components.registration import Template
 from anomaly3d.ops.stages import stage
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 from anomaly3d.ops.voxel import voxel_filter
 
 COMPLETE_GAP = 0.8
@@ -56,8 +56,7 @@ class Completion:
         if key not in template.thinned:
             template.thinned[key] = self.thinned(template.xyz, template)
         rest = template.thinned[key]
-        tree = kd_tree(cloud.cpu().numpy())
-        distance, _ = tree.query(rest.cpu().numpy(), workers=-1)
+        distance, _ = search(kd_tree(cloud.cpu().numpy()), rest.cpu().numpy())
         bare = torch.from_numpy(distance > self.gap * self.resolution * template.radius).to(rest.device)
         return torch.cat([cloud, rest[bare].to(cloud)])
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from anomaly3d.ops.backend import require_package
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 
 
 def open3d(setting: str) -> ModuleType:
@@ -83,8 +83,7 @@ def fpfh(
 
 def _bulging(cloud: Any, neighbours: int) -> Float64[np.ndarray, "N 3"]:
     points, normals = np.asarray(cloud.points), np.array(cloud.normals)
-    tree = kd_tree(points)
-    _, near = tree.query(points, min(neighbours, len(points)), workers=-1)
+    _, near = search(kd_tree(points), points, min(neighbours, len(points)))
     bulge = points - points[near.reshape(len(points), -1)].mean(1)
     normals[(bulge * normals).sum(1) < 0] *= -1
     return normals

@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from anomaly3d.models.components.ransac import Poses, moved
+from anomaly3d.ops.tree import search
 
 
 class Surface(NamedTuple):
@@ -41,7 +42,7 @@ def icp(source: Float64[np.ndarray, "n 3"], surface: Surface, poses: Poses, reac
     poses = poses.copy()
     for _ in range(iterations):
         points = moved(source, poses)
-        distance, nearest = surface.tree.query(points, distance_upper_bound=reach)
+        distance, nearest = search(surface.tree, points, reach=reach)
         pair = np.isfinite(distance)
         nearest[~pair] = 0
         normals = surface.normals[nearest]
@@ -63,5 +64,5 @@ def residuals(
     source: Float64[np.ndarray, "n 3"], tree: KDTree, poses: Poses, reach: float
 ) -> Float64[np.ndarray, " H"]:
     """Root mean square distance of the points to the nearest one of the tree, none farther than `reach`."""
-    distance = tree.query(moved(source, poses), distance_upper_bound=reach)[0]
+    distance = search(tree, moved(source, poses), reach=reach)[0]
     return np.sqrt(np.square(np.minimum(distance, reach)).mean(1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly3d.ops.precision import no_autocast
 from anomaly3d.ops.stages import stage
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 
 _CHUNK_DISTANCES = 1 << 24  # held at a time by the search in torch: 64 MiB in float32
 _CHUNK_VALUES = 1 << 26  # of the bank, of which the search makes a copy: 256 MiB
@@ -34,7 +34,7 @@ def nearest(
         raise ValueError(f"{k} nearest neighbours in a bank of {len(bank)} rows")
     if bank.device.type == "cpu" and bank.shape[1] <= _TREE_COLUMNS:
         tree = kd_tree(bank.numpy())
-        distance, index = (torch.from_numpy(part.reshape(-1, k)) for part in tree.query(query.numpy(), k=k, workers=-1))
+        distance, index = (torch.from_numpy(part.reshape(-1, k)) for part in search(tree, query.numpy(), k))
         return distance.to(query), index
     with no_autocast(bank):
         centre = bank.mean(0)

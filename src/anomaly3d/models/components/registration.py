@@ -20,7 +20,7 @@ from anomaly3d.models.components.memory import nearest
 from anomaly3d.models.components.pose_store import stored
 from anomaly3d.models.components.ransac import Poses, moved, ransac_poses
 from anomaly3d.ops.sphere import radius_about_mean
-from anomaly3d.ops.tree import kd_tree
+from anomaly3d.ops.tree import kd_tree, search
 from anomaly3d.ops.voxel import voxel_filter
 
 Pose = Float64[np.ndarray, "4 4"]
@@ -141,7 +141,7 @@ class Template:
 
     @cached_property
     def _spacing(self) -> float:
-        return float(self.tree.query(self.xyz.cpu().numpy(), k=2)[0][:, 1].mean())
+        return float(search(self.tree, self.xyz.cpu().numpy(), 2)[0][:, 1].mean())
 
     def _from_features(self, xyz: Tensor) -> Poses:
         """RANSAC over nearest neighbours of FPFH."""
@@ -202,7 +202,7 @@ class Template:
         return np.array(found.transformation)
 
     def _judge(self, source: Any, pose: Pose, reach: float) -> Registration:
-        distance = self.tree.query(moved(np.asarray(source.points), pose[None])[0], distance_upper_bound=reach)[0]
+        distance = search(self.tree, moved(np.asarray(source.points), pose[None])[0], reach=reach)[0]
         residual = float(np.sqrt(np.square(np.minimum(distance, reach)).mean()))
         return Registration(pose, residual)
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from anomaly3d.ops.tree import search
+
 # Points per query: with some hundred neighbours each, the padded arrays stay around 100 MB.
 CHUNK = 16_384
 
@@ -27,7 +29,7 @@ def ball_median(xyz: Float[Tensor, "N 3"], scores: Float[Tensor, " N"], radius: 
         counts = tree.query_ball_point(part, radius, return_length=True)
         # With the bound, query keeps distances strictly below it, the ball those up to it.
         bound, ranks = np.nextafter(radius, np.inf), range(1, int(counts.max()) + 1)
-        _, index = tree.query(part, ranks, distance_upper_bound=bound)  # pyright: ignore[reportArgumentType]
+        _, index = search(tree, part, ranks, bound)
         near = np.sort(values[index], axis=1)
         rows = np.arange(len(part))
         counts = (index < len(points)).sum(axis=1)
