@@ -227,6 +227,18 @@ def test_predict_path_takes_clouds_without_labels(tmp_path: Path, rng, nested: s
     assert [record.path.stem for record in single.records("predict")] == ["b"]
 
 
+def test_predict_path_leaves_out_ground_truth_and_hidden_folders(tmp_path: Path, rng) -> None:
+    for name in ("part/test/good/a.pcd", "__MACOSX/a.pcd", ".cache/a.pcd"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_pcd(tmp_path / name, sphere(rng))
+    (tmp_path / "part/GT/dent").mkdir(parents=True)
+    (tmp_path / "part/GT/dent/a.txt").write_text("0\n1\n")
+    module = AnomalyShapeNet(tmp_path / "set", predict_path=tmp_path)
+    with pytest.warns(UserWarning, match=r"left out are 1 files of ground truth, .*GT/dent/a\.txt"):
+        module.setup("predict")
+    assert [record.path for record in module.records("predict")] == [tmp_path / "part/test/good/a.pcd"]
+
+
 def test_predict_path_without_clouds(tmp_path: Path) -> None:
     root = tmp_path / "set"
     with pytest.raises(InputError, match=r"predict_path: .*nowhere"):

@@ -7,8 +7,9 @@ import pytest
 import trimesh
 from cloud_sets import sphere, write_truth
 
+from anomaly3d.data.dataset import CloudReader
 from anomaly3d.data.folder import CloudFolder, index_folder
-from anomaly3d.data.pcd import write_pcd
+from anomaly3d.data.pcd import read_pcd, write_pcd
 from anomaly3d.errors import InputError
 
 
@@ -229,3 +230,18 @@ def test_a_folder_that_looks_normal_is_warned_of(tmp_path: Path, rng: np.random.
     (root / "test" / "good").rename(root / "test" / "OK")
     with pytest.warns(UserWarning, match=r"OK: its clouds count as defective\. If they are normal, name it good"):
         index_folder(root, ("test",))
+
+
+def test_a_mask_that_marks_points_of_a_normal_cloud_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    root = write_category(tmp_path / "bolt", rng, masks=True)
+    path, mask = root / "test/good/001.pcd", root / "masks/good/001.txt"
+    mask.parent.mkdir()
+    xyz = read_pcd(path)
+    write_truth(mask, xyz, np.zeros(len(xyz), bool), " ")
+    record = next(record for record in index_folder(root) if record.path == path)
+    assert not CloudReader()(record).mask.any()
+    write_truth(mask, xyz, xyz[:, 2] > 9, " ")
+    with pytest.raises(
+        InputError, match=r"masks/good/001\.txt: marks points of .*good/001\.pcd, which lies with the no"
+    ):
+        CloudReader()(record)

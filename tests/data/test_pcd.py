@@ -116,3 +116,8 @@ def test_broken_compressed_file_is_an_error(open3d: ModuleType, tmp_path: Path, 
 def test_write_refuses_other_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(N, 3\)"):
         write_pcd(tmp_path / "a.pcd", np.zeros((4, 2)))
+
+
+def test_fields_may_be_capitals(tmp_path: Path) -> None:
+    (tmp_path / "a.pcd").write_bytes(header(2, "ascii", fields="X Y Z") + b"1 2 3\n4 5 6\n")
+    np.testing.assert_array_equal(read_pcd(tmp_path / "a.pcd"), [[1, 2, 3], [4, 5, 6]])

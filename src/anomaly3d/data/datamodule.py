@@ -27,6 +27,7 @@ from anomaly3d.data.index import (
 )
 from anomaly3d.data.io import CLOUD_SUFFIXES
 from anomaly3d.data.manifest import read_manifest
+from anomaly3d.data.masks import TRUTH_FOLDERS
 from anomaly3d.data.stem_layout import StemParser
 from anomaly3d.data.validation import ValidationDataset, View, ViewSettings, hold_out
 from anomaly3d.errors import InputError
@@ -313,9 +314,17 @@ class PointCloudDataModule(LightningDataModule):
             return self._split_records("test")
         path = Path(self.predict_path).expanduser()
         files = [path] if path.is_file() else cloud_files(path, CLOUD_SUFFIXES, recursive=True) if path.is_dir() else []
+        folder = path.parent if path.is_file() else path
+        truth = [
+            file for file in files if {part.lower() for part in file.relative_to(folder).parts} & set(TRUTH_FOLDERS)
+        ]
+        if truth:
+            files = [file for file in files if file not in truth]
+            warnings.warn(
+                f"predict_path: left out are {len(truth)} files of ground truth, the first {truth[0]}.", stacklevel=2
+            )
         if not files:
             raise InputError(f"predict_path: {path} is no cloud and has none in it ({', '.join(CLOUD_SUFFIXES)}).")
-        folder = path.parent if path.is_file() else path
         return [
             CloudRecord(
                 file,

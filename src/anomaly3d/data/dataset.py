@@ -63,7 +63,12 @@ class CloudReader:
         mask = None
         if with_mask and record.mask_path is not None:
             kept, mask = self._masked(record.path, record.mask_path, points, finite)
-            if not mask.any():
+            if record.label == 0 and mask.any():
+                raise InputError(
+                    f"{record.mask_path}: marks points of {record.path}, which lies with the normal clouds. Move the "
+                    "cloud to its defect, or remove the mask."
+                )
+            if record.label != 0 and not mask.any():
                 warnings.warn(f"{record.mask_path}: marks no point, and its cloud counts as defective.", stacklevel=2)
         elif with_mask and record.label == 0:
             mask = np.zeros(len(kept), dtype=bool)

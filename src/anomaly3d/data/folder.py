@@ -33,7 +33,7 @@ from anomaly3d.data.index import (
     without_copy_suffix,
 )
 from anomaly3d.data.io import CLOUD_SUFFIXES
-from anomaly3d.data.masks import MASK_SUFFIXES, read_truth
+from anomaly3d.data.masks import MASK_SUFFIXES, TRUTH_FOLDERS, read_truth
 from anomaly3d.errors import InputError
 
 _NORMAL = ("good", "normal")
@@ -94,7 +94,7 @@ def _test_records(folder: Path, category: str) -> list[CloudRecord]:
     test = child_folder(folder, "test")
     if test is None:
         return []
-    masks = child_folder(folder, "masks", "mask", "gt", "ground_truth")
+    masks = child_folder(folder, *TRUTH_FOLDERS)
     records = [_loose_record(path, category, masks) for path in cloud_files(test, CLOUD_SUFFIXES)]
     for group in sub_folders(test):
         refuse_deeper(group, CLOUD_SUFFIXES)
@@ -103,11 +103,9 @@ def _test_records(folder: Path, category: str) -> list[CloudRecord]:
             warnings.warn(f"{group}: its clouds count as defective. If they are normal, name it good.", stacklevel=2)
         for path in cloud_files(group, CLOUD_SUFFIXES):
             source = f"{category}/{defect}/{without_copy_suffix(path.stem)}"
-            mask = None
+            mask = None if masks is None else find_mask(masks / group.name, path.stem, MASK_SUFFIXES)
             if defect != "good" and masks is not None:
-                mask = find_mask(masks / group.name, path.stem, MASK_SUFFIXES) or find_mask(
-                    masks, path.stem, MASK_SUFFIXES
-                )
+                mask = mask or find_mask(masks, path.stem, MASK_SUFFIXES)
                 if mask is None:
                     raise InputError(
                         f"{path}: no mask for it in {masks / group.name} or {masks} ({', '.join(MASK_SUFFIXES)}). Add "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,9 @@ class CloudRecord:
     """One cloud of a data set: where it lies and what is known about it.
 
     `label` is 0 for a normal cloud, 1 for an anomalous one and -1 where it is unknown. `defect` is "good" for a
-    normal cloud. `mask_path` is the point-level truth of an anomalous cloud. `source` names the scan a cloud derives
-    from: clouds of one source are not independent, so statistics resample sources. `name` identifies the cloud
-    within its category and split (the file's stem unless a layout has to say more).
+    normal cloud. `mask_path` is the point-level truth, which only anomalous clouds need. `source` names the scan a
+    cloud derives from: clouds of one source are not independent, so statistics resample sources. `name` identifies the
+    cloud within its category and split (the file's stem unless a layout has to say more).
     """
 
     path: Path
@@ -64,19 +65,30 @@ def child_folder(folder: Path, *names: str) -> Path | None:
     return next((children[name] for name in names if name in children), None)
 
 
+_NOT_OURS = (".", "__")
+"""Hidden folders, and those that archive tools leave behind (`__MACOSX`)."""
+
+
 def sub_folders(folder: Path) -> list[Path]:
     """Sub-folders in sorted order, without hidden ones and those that archive tools leave behind."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__")))
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(_NOT_OURS))
+
+
+def _all_below(folder: Path) -> Iterator[Path]:
+    for where, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(_NOT_OURS)]
+        yield from (Path(where, name) for name in names)
 
 
 def cloud_files(folder: Path | None, suffixes: Collection[str], recursive: bool = False) -> list[Path]:
     """Files with one of the suffixes (lower case, with dot), in sorted order, without hidden ones (`._x.pcd`).
 
-    Warns of files that are no clouds by their suffix; raises InputError for a link that leads nowhere.
+    `recursive` takes in sub-folders, but those that `sub_folders` leaves out and links to folders. Warns of files that
+    are no clouds by their suffix; raises InputError for a link that leads nowhere.
     """
     if folder is None:
         return []
-    found = folder.rglob("*") if recursive else folder.iterdir()
+    found = _all_below(folder) if recursive else folder.iterdir()
     visible = sorted(path for path in found if not path.name.startswith("."))
     for path in visible:
         if path.is_symlink() and path.suffix.lower() in suffixes and not path.exists():

@@ -23,6 +23,8 @@ SURPLUS = 5
 """Rows a truth file may hold beyond the cloud's points [ours]; five of Anomaly-ShapeNet's files have one."""
 
 MASK_SUFFIXES = (".txt", ".csv", ".npy")
+TRUTH_FOLDERS = ("masks", "mask", "gt", "ground_truth")
+"""Names of folders of ground truth, in any case; of several the first counts."""
 
 
 class TruthMismatch(InputError):

@@ -30,14 +30,15 @@ def read_pcd(path: Path) -> Float[np.ndarray, "N 3"]:
     except Exception as error:  # whatever a parser meets in a file that is no PCD
         why = "broken header" if isinstance(error, ValidationError) else reason(error)
         raise InputError(f"{path}: no PCD file, or a truncated one ({why}). {_REMEDY}") from error
-    if not {"x", "y", "z"} <= set(cloud.fields):
+    named = {field.lower(): field for field in cloud.fields}
+    if not {"x", "y", "z"} <= set(named):
         raise InputError(f"{path}: a PCD with the fields {' '.join(cloud.fields)}; x, y and z are needed.")
     points, promised = np.atleast_1d(cloud.pc_data), cloud.metadata.points
     if promised == 0:
         raise InputError(f"{path}: its header says 0 points. {_REMEDY}")
     if len(points) != promised:
         raise InputError(f"{path}: truncated: {len(points)} of the {promised} points in its header. {_REMEDY}")
-    return np.stack([points[axis].reshape(promised).astype(np.float64) for axis in "xyz"], axis=1)
+    return np.stack([points[named[axis]].reshape(promised).astype(np.float64) for axis in "xyz"], axis=1)
 
 
 def write_pcd(path: str | Path, xyz: Float[np.ndarray, "N 3"]) -> None:
