@@ -66,6 +66,34 @@ def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monk
     ]
 
 
+MAPPING = '{"data.root": "new", "model.x": 5, "model.lr": 0.1}'
+
+
+@pytest.mark.parametrize("given", [["--overrides", MAPPING], [f"--overrides={MAPPING}"]])
+def test_a_mapping_on_the_command_line_adds_to_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    grid_file = tmp_path / "grid.yaml"
+    grid_file.write_text(
+        "output: out\nmethods:\n  A: {config: recipe.yaml, overrides: {model.x: 1}}\n"
+        "overrides: {data.root: old, model.protocol: paper}\n"
+    )
+    seen: dict[str, Any] = {}
+
+    def compare(methods: dict[str, Method], output: Path, overrides: dict[str, Any] | None = None) -> None:
+        seen.update(merged(overrides or {}, methods["A"]))
+
+    monkeypatch.setattr(cli, "compare", compare)
+    cli.run(["--config", str(grid_file), *given, "--overrides.model.lr", "2"])
+    assert seen == {"data.root": "new", "model.protocol": "paper", "model.x": 1, "model.lr": "2"}
+
+
+@pytest.mark.parametrize(("text", "why"), [("data.root", "give a mapping"), ("{a: [}", "no YAML")])
+def test_overrides_that_are_no_mapping_are_refused(text: str, why: str) -> None:
+    with pytest.raises(InputError, match=rf"^--overrides .*{why}"):
+        cli.split_overrides(["--overrides", text])
+
+
 def test_an_override_without_a_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["--overrides.data.root"], ["--overrides.data.root", "--jobs", "2"]):
         with pytest.raises(InputError, match=r"--overrides\.data\.root: give it a value"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from anomaly3d.compare.compare import compare
@@ -13,7 +14,7 @@ from anomaly3d.compare.grid import Method
 from anomaly3d.compare.sweep import search
 from anomaly3d.errors import InputError
 
-_PREFIX = "--overrides."
+_WHOLE = "--overrides"
 
 
 def run(args: Sequence[str]) -> None:
@@ -37,9 +38,9 @@ def run(args: Sequence[str]) -> None:
     for name, method in (values.get("methods") or {}).items():
         if isinstance(method, Method):
             values["methods"][name] = replace(method, overrides=written[name].get("overrides") or {})
-    values["overrides"] = {**(values["overrides"] or {}), **overrides}
+    values["overrides"] = {**(values["overrides"] or {}), **overrides.added, **overrides.above}
     for name, method in (values.get("methods") or {}).items():
-        values["methods"][name] = replace(method, overrides=_above(method.overrides, overrides))
+        values["methods"][name] = replace(method, overrides=_above(method.overrides, overrides.above))
     function(**values)
 
 
@@ -63,24 +64,46 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
-def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The `--overrides.KEY VALUE` arguments by key, and the other arguments.
+class Overrides(NamedTuple):
+    """What the command line gives of `overrides`."""
+
+    added: dict[str, Any]
+    """To those of the grid's file, by `--overrides '{KEY: VALUE, ...}'`: below what makes a row."""
+    above: dict[str, str]
+    """By `--overrides.KEY VALUE`: above it."""
+
+
+def split_overrides(args: Sequence[str]) -> tuple[Overrides, list[str]]:
+    """What the arguments say of `overrides`, and the other arguments.
 
     A dotted key is the name of one value of the recipes. jsonargparse would read `data.root` as an entry of a dict
-    `data`, and of two such arguments keep the last one only.
+    `data`, keep the last of two such arguments only, and drop the grid's own, such as its protocol, where a mapping is
+    given.
     """
-    overrides: dict[str, str] = {}
-    others: list[str] = []
+    overrides, others = Overrides({}, {}), []
     rest = iter(args)
     for argument in rest:
-        if not argument.startswith(_PREFIX):
+        name, equals, value = argument.partition("=")
+        if name != _WHOLE and not name.startswith(f"{_WHOLE}."):
             others.append(argument)
             continue
-        key, equals, value = argument.removeprefix(_PREFIX).partition("=")
         if not equals:
             following = next(rest, None)
             if following is None or following.startswith("--"):
                 raise InputError(f"{argument}: give it a value, as in {argument} VALUE")
             value = following
-        overrides[key] = value
+        if name == _WHOLE:
+            overrides.added.update(_mapping(value))
+        else:
+            overrides.above[name.removeprefix(f"{_WHOLE}.")] = value
     return overrides, others
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{_WHOLE} {text}: no YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{_WHOLE} {text}: give a mapping, as in {_WHOLE} '{{data.root: DIR}}'")
+    return values

@@ -54,8 +54,9 @@ def compare(
             ANOMALY3D_POSES names another folder for it, which several grids may share.
         settings: `unified` (one model for all categories) and `per-category` (one model each); both by default.
         seeds: one run per seed; default [0]. A row may name its own.
-        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`. A row's own win
-            over them, but not over a value that the command line gives as `--overrides.KEY VALUE`.
+        overrides: values for every run by dotted key, e.g. `{data.root: DIR, trainer.max_epochs: 10}`, which the
+            command line adds to those of the file. A row's own win over them, but not over a value that the command
+            line gives as `--overrides.KEY VALUE`.
         jobs: runs at a time, among which GPUs and cores are shared; default: one per GPU, or one without any.
         split: `test`, or `validation` for numbers from training clouds alone, to choose settings by.
         rank: metric by whose mean the rows are ordered, the best first; by default they stand as given.
