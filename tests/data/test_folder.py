@@ -239,7 +239,9 @@ def test_a_mask_that_marks_points_of_a_normal_cloud_is_refused(tmp_path: Path, r
     xyz = read_pcd(path)
     write_truth(mask, xyz, np.zeros(len(xyz), bool), " ")
     record = next(record for record in index_folder(root) if record.path == path)
-    assert not CloudReader()(record).mask.any()
+    truth = CloudReader()(record).mask
+    assert truth is not None
+    assert not truth.any()
     write_truth(mask, xyz, xyz[:, 2] > 9, " ")
     with pytest.raises(
         InputError, match=r"masks/good/001\.txt: marks points of .*good/001\.pcd, which lies with the no"

@@ -319,7 +319,7 @@ class PointCloudDataModule(LightningDataModule):
             file for file in files if {part.lower() for part in file.relative_to(folder).parts} & set(TRUTH_FOLDERS)
         ]
         if truth:
-            files = [file for file in files if file not in truth]
+            files = sorted(set(files) - set(truth))
             warnings.warn(
                 f"predict_path: left out are {len(truth)} files of ground truth, the first {truth[0]}.", stacklevel=2
             )
