@@ -42,11 +42,7 @@ def test_what_the_command_line_gives_is_not_hidden_by_a_row(tmp_path: Path, monk
         "overrides: {trainer.max_epochs: 50, model.lr: 3}\n"
     )
     seen: dict[str, Any] = {}
-
-    def compare(methods: dict[str, Method], output: Path, overrides: dict[str, Any] | None = None) -> None:
-        seen.update(methods=methods, overrides=overrides)
-
-    monkeypatch.setattr(cli, "compare", compare)
+    monkeypatch.setattr(cli, "compare", _recorder(seen))
     given = {"data.categories": "[gear]", "trainer.max_epochs": "7", "model.lr": "0.1"}
     given |= {"model": "whole.yaml", "modelled": "y"}
     cli.run(["--config", str(grid_file), *(f"--overrides.{key}={value}" for key, value in given.items())])
@@ -79,13 +75,14 @@ def test_a_mapping_on_the_command_line_adds_to_the_files(
         "overrides: {data.root: old, model.protocol: paper}\n"
     )
     seen: dict[str, Any] = {}
-
-    def compare(methods: dict[str, Method], output: Path, overrides: dict[str, Any] | None = None) -> None:
-        seen.update(merged(overrides or {}, methods["A"]))
-
-    monkeypatch.setattr(cli, "compare", compare)
+    monkeypatch.setattr(cli, "compare", _recorder(seen))
     cli.run(["--config", str(grid_file), *given, "--overrides.model.lr", "2"])
-    assert seen == {"data.root": "new", "model.protocol": "paper", "model.x": 1, "model.lr": "2"}
+    assert merged(seen["overrides"], seen["methods"]["A"]) == {
+        "data.root": "new",
+        "model.protocol": "paper",
+        "model.x": 1,
+        "model.lr": "2",
+    }
 
 
 @pytest.mark.parametrize(("text", "why"), [("data.root", "give a mapping"), ("{a: [}", "no YAML")])
@@ -121,6 +118,6 @@ def _recorder(seen: dict[str, Any]) -> Any:
         overrides: dict[str, Any] | None = None,
         jobs: int = 1,
     ) -> None:
-        seen.update(seeds=seeds, overrides=overrides, jobs=jobs)
+        seen.update(methods=methods, seeds=seeds, overrides=overrides, jobs=jobs)
 
     return compare

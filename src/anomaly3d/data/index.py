@@ -19,6 +19,8 @@ Categories = str | list[str]
 UNKNOWN = -1
 """Label of a cloud whose truth nobody has told."""
 
+_NOT_OURS = (".", "__")
+"""Hidden folders, and those that archive tools leave behind (`__MACOSX`)."""
 _COPY_SUFFIX = re.compile(r"(_(cut|copy))+$", re.IGNORECASE)
 
 
@@ -63,10 +65,6 @@ def child_folder(folder: Path, *names: str) -> Path | None:
         return None
     children = {child.name.lower(): child for child in sorted(folder.iterdir(), reverse=True) if child.is_dir()}
     return next((children[name] for name in names if name in children), None)
-
-
-_NOT_OURS = (".", "__")
-"""Hidden folders, and those that archive tools leave behind (`__MACOSX`)."""
 
 
 def sub_folders(folder: Path) -> list[Path]:
